@@ -1,0 +1,35 @@
+# One place for how our targets are compiled, so that a warning is an error everywhere.
+add_library(fileballoon_options INTERFACE)
+target_compile_options(fileballoon_options INTERFACE -Wall -Wextra)
+if(FILEBALLOON_WERROR)
+  target_compile_options(fileballoon_options INTERFACE -Werror)
+endif()
+target_include_directories(fileballoon_options INTERFACE ${CMAKE_SOURCE_DIR})
+if(FILEBALLOON_SANITIZE)
+  target_compile_options(fileballoon_options INTERFACE -fsanitize=${FILEBALLOON_SANITIZE}
+                         -fno-omit-frame-pointer)
+  target_link_options(fileballoon_options INTERFACE -fsanitize=${FILEBALLOON_SANITIZE})
+endif()
+
+# Boost.Asio on io_uring alone; every user must agree on these macros (one definition rule).
+add_library(fileballoon_asio INTERFACE)
+target_compile_definitions(fileballoon_asio INTERFACE BOOST_ASIO_HAS_IO_URING=1
+                           BOOST_ASIO_DISABLE_EPOLL=1)
+target_link_libraries(fileballoon_asio INTERFACE Boost::headers PkgConfig::LIBURING Threads::Threads)
+
+# fileballoon_test(NAME LABELS l... SOURCES f... LIBS t... [TIMEOUT s] [SERIAL])
+# One GoogleTest program; each of its tests is a test of its own for ctest.
+function(fileballoon_test name)
+  cmake_parse_arguments(ARG "SERIAL" "TIMEOUT" "LABELS;SOURCES;LIBS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 60)
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE fileballoon_options ${ARG_LIBS} GTest::gtest GTest::gmock
+                        GTest::gtest_main)
+  set(properties LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+  if(ARG_SERIAL)
+    list(APPEND properties RUN_SERIAL ON)
+  endif()
+  gtest_discover_tests(${name} PROPERTIES ${properties} DISCOVERY_MODE PRE_TEST)
+endfunction()
