@@ -1,0 +1,64 @@
+# The front door. `make` builds, `make test` tests, `make demo` shows; each installs what it needs.
+# CMake does the work; BUILD, TYPE and JOBS can be set on the command line.
+BUILD ?= build
+TYPE  ?= RelWithDebInfo
+JOBS  ?= $(shell nproc)
+PREFIX ?= /usr/local
+
+CMAKE_FLAGS = -G Ninja -DCMAKE_BUILD_TYPE=$(TYPE) -DCMAKE_INSTALL_PREFIX=$(PREFIX) \
+              -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
+              -DFILEBALLOON_GUEST_KERNEL=$(abspath $(BUILD))/guest-kernel
+SOURCES = $(shell git ls-files '*.h' '*.cc')
+# Lets a pipe or CI stay quiet while a terminal sees progress.
+QUIET = $(shell test -t 1 || echo --quiet)
+
+.PHONY: all deps build test test-unit sanitize demo bench lint format install clean help
+
+all: build
+
+help:
+	@echo 'targets: deps build (default) test test-unit sanitize demo bench lint format install clean'
+
+# The stamp follows the scripts: a package added there is installed by the next make.
+DEPS_STAMP = $(BUILD)/.deps-installed
+$(DEPS_STAMP): scripts/install-deps.sh scripts/fetch-guest-kernel.sh
+	@mkdir -p $(BUILD)
+	scripts/install-deps.sh $(BUILD)/guest-kernel
+	@touch $@
+
+deps: $(DEPS_STAMP)
+
+$(BUILD)/build.ninja: $(DEPS_STAMP)
+	cmake -S . -B $(BUILD) $(CMAKE_FLAGS)
+
+build: $(BUILD)/build.ninja
+	ninja -C $(BUILD) -j $(JOBS) $(QUIET)
+
+test: build
+	cd $(BUILD) && ctest --output-on-failure --output-junit ctest.xml
+
+test-unit: build
+	cd $(BUILD) && ctest --output-on-failure -L unit
+
+# Unit and integration tests under ASan+UBSan, and those where threads meet under TSan.
+sanitize: $(DEPS_STAMP)
+	scripts/sanitize.sh $(BUILD)/sanitize $(JOBS)
+
+demo: build
+	$(BUILD)/bench/demo
+
+# Every benchmark with its default settings; JSON beside the tables, in $(BUILD)/results.
+bench: build
+	scripts/bench.sh $(BUILD) $(BUILD)/results
+
+lint: $(BUILD)/build.ninja
+	scripts/lint.sh $(BUILD) $(JOBS)
+
+format: deps
+	clang-format -i $(SOURCES)
+
+install: build
+	cmake --install $(BUILD)
+
+clean:
+	rm -rf $(BUILD)

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Builds with sanitizers and runs the tests that suit each: unit and integration tests under
+# AddressSanitizer and UndefinedBehaviorSanitizer, the tests labelled "threads" under
+# ThreadSanitizer. VM tests are left out: the guest runs the static release agent.
+#
+# usage: sanitize.sh DIR [JOBS]
+set -euo pipefail
+
+dir=${1:?usage: sanitize.sh DIR [JOBS]}
+jobs=${2:-$(nproc)}
+top=$(cd "$(dirname "$0")/.." && pwd)
+
+export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:${ASAN_OPTIONS:-}
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:${UBSAN_OPTIONS:-}
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:${TSAN_OPTIONS:-}
+
+run() {  # PRESET TARGET CTEST-ARGUMENT...
+  local preset=$1 target=$2
+  shift 2
+  echo "== $preset"
+  cmake -S "$top" -B "$dir/$preset" --preset "$preset" \
+    -DCMAKE_CXX_COMPILER_LAUNCHER=ccache >/dev/null
+  ninja -C "$dir/$preset" -j "$jobs" --quiet "$target"
+  (cd "$dir/$preset" && ctest --output-on-failure "$@")
+}
+
+run asan sanitizer_tests -L 'unit|integration' -LE vm
+run tsan thread_tests -L threads
