@@ -66,9 +66,13 @@ Result<Bytes> parse_size(std::string_view text, std::optional<Bytes> whole) {
       return bad_size(text, "a percentage has no meaning here");
     }
     double percent = 0;
-    std::from_chars(digits.data(), digits.data() + digits.size(), percent);
-    if (percent > 100) {
+    // Out of range leaves the value as it was: a number with hundreds of digits is not 0 %.
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), percent);
+    if (parsed.ec != std::errc{} || percent > 100) {
       return bad_size(text, "it is more than 100 %");
+    }
+    if (percent == 100) {
+      return whole->page_floor();  // exact, where a double is not
     }
     return Bytes(static_cast<std::uint64_t>(static_cast<double>(whole->count()) * percent / 100))
         .page_floor();
@@ -87,9 +91,9 @@ Result<Bytes> parse_size(std::string_view text, std::optional<Bytes> whole) {
     return Bytes(value << *shift);
   }
   double value = 0;
-  std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), value);
   const double scaled = std::ldexp(value, *shift);
-  if (!(scaled < 0x1p63)) {
+  if (parsed.ec != std::errc{} || !(scaled < 0x1p64)) {
     return bad_size(text, "it is larger than any memory");
   }
   return Bytes(static_cast<std::uint64_t>(scaled));
@@ -99,12 +103,14 @@ std::string to_string(Bytes bytes) {
   constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
   double value = static_cast<double>(bytes.count());
   std::size_t unit = 0;
-  while (value >= 1024 && unit + 1 < kUnits.size()) {
+  // Rounded before it is compared: one byte less than 1 GiB reads "1 GiB", not "1024 MiB".
+  const auto rounded_to_tenths = [](double v) { return std::round(v * 10) / 10; };
+  while (rounded_to_tenths(value) >= 1024 && unit + 1 < kUnits.size()) {
     value /= 1024;
     ++unit;
   }
   std::array<char, 32> text{};
-  const double rounded = std::round(value * 10) / 10;
+  const double rounded = rounded_to_tenths(value);
   const bool whole = rounded == std::floor(rounded);
   std::snprintf(text.data(), text.size(), whole ? "%.0f %s" : "%.1f %s", rounded, kUnits.at(unit));
   return text.data();

@@ -9,13 +9,15 @@ namespace fileballoon {
 GrowthDecision Growth::decide(const GuestSample& sample, const Limits& limits,
                               Clock::time_point now) {
   if (sample.evicted_pages > last_evicted_) {
-    last_evicted_ = sample.evicted_pages;
     quiet_until_ = now + kBackOff;
   }
-  if (sample.resident > limits.target) {
-    return {GrowthReason::above_target, (sample.resident - limits.target).whole_pages(), {}};
+  last_evicted_ = sample.evicted_pages;
+  // A target inside a page would be "above" for ever, by no whole page.
+  const Bytes target = limits.target.page_floor();
+  if (sample.resident > target) {
+    return {GrowthReason::above_target, (sample.resident - target).whole_pages(), {}};
   }
-  const std::uint64_t missing = (limits.target - sample.resident).whole_pages();
+  const std::uint64_t missing = (target - sample.resident).whole_pages();
   if (missing == 0) {
     return {GrowthReason::at_target, 0, {}};
   }

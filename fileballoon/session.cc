@@ -21,6 +21,7 @@ wire::Header Session::hello() const {
   wire::Header header;
   header.from = mine_;
   header.to = peer_;
+  header.sequence = established_ ? 1 : 0;
   return header;
 }
 
@@ -35,6 +36,9 @@ wire::Header Session::next_header() {
 Session::Verdict Session::receive(const wire::Header& header) {
   must_reply_ = false;
   restarted_ = false;
+  if (header.from == 0 || header.from == mine_) {
+    return Verdict::ignore;  // no session at all, or our own words from a channel that echoes
+  }
   if (header.type == wire::Type::hello) {
     return receive_hello(header);
   }
@@ -52,12 +56,16 @@ Session::Verdict Session::receive(const wire::Header& header) {
 }
 
 Session::Verdict Session::receive_hello(const wire::Header& header) {
+  const bool peer_waits = header.sequence == 0;
   if (header.to == mine_) {
     if (established_ && header.from == peer_) {
-      return Verdict::ignore;  // both sides opened at once: a second copy of the last leg
+      // A copy of what we know, from both sides opening at once. Where the peer still waits, our
+      // last HELLO was lost; answering only those who wait cannot go round in circles, since the
+      // answer says that we do not.
+      return peer_waits ? Verdict::reply_hello : Verdict::ignore;
     }
-    // The peer knows our id; a new id of its own means it waits for us to say that we know it.
-    must_reply_ = header.from != peer_;
+    must_reply_ = peer_waits || header.from != peer_;
+    restarted_ = established_;  // with an id of the peer that is older or newer than this one
     peer_ = header.from;
     sent_ = 0;
     received_ = 0;

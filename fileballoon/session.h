@@ -1,10 +1,11 @@
 // Session: who may say what when. Both sides open with HELLO carrying a fresh random id and the
 // other's id as far as they know it; a session is established when each has seen its own id come
-// back. Frames of any other pair of ids belong to an older session and are ignored. Within a
-// session sequences count 1, 2, 3, … in each direction; a gap or a repeat ends it, since the
-// channels are reliable streams. A HELLO that does not know our id means the peer has started anew:
-// everything in flight is cancelled, our id is renewed, and nothing is ever replayed. Pure: ids
-// come from outside.
+// back. A HELLO also says whether its sender is established (sequence 1) or still waits (0): who
+// waits repeats its HELLO now and then, and is always answered. Frames of any other pair of ids
+// belong to an older session and are ignored. Within a session sequences count 1, 2, 3, … in each
+// direction; a gap or a repeat ends it, since the channels are reliable streams. A HELLO that does
+// not know our id means the peer has started anew: everything in flight is cancelled, our id is
+// renewed, and nothing is ever replayed. Pure: ids come from outside.
 #pragma once
 
 #include <functional>
@@ -22,9 +23,9 @@ class Session {
   enum class Verdict {
     deliver,      ///< in session and in order: act on it
     ignore,       ///< of an older session, or before the handshake
-    reply_hello,  ///< send HELLO now (header from hello()); not established yet
+    reply_hello,  ///< send HELLO now (header from hello()); is_established() says if it stands
     established,  ///< the session stands (again); send HELLO first if must_reply() says so
-    violation,    ///< the peer broke the order; the session is over, see violation()
+    violation,    ///< the peer broke the order; the session is over, see violation(); reset() next
   };
 
   /// `new_id` gives random non-zero ids. Starts with a fresh one.
@@ -43,7 +44,8 @@ class Session {
   [[nodiscard]] wire::Header next_header();
 
   /// Judges an incoming header. After `established`, must_reply() says whether the peer still waits
-  /// for our HELLO. `restarted()` says whether this HELLO ended an earlier established session.
+  /// for our HELLO. `restarted()` says whether this HELLO ended an earlier established session:
+  /// what was in flight is cancelled.
   [[nodiscard]] Verdict receive(const wire::Header& header);
   [[nodiscard]] bool must_reply() const { return must_reply_; }
   [[nodiscard]] bool restarted() const { return restarted_; }

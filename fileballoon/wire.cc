@@ -120,6 +120,9 @@ class Reader {
     return boost::endian::little_to_native(value);
   }
   void get_bytes(void* out, std::size_t size) {
+    if (size == 0) {
+      return;  // memcpy does not take a null source, even for nothing
+    }
     if (data_.size() < size) {
       ok_ = false;
       data_ = {};
@@ -300,6 +303,10 @@ void encode(Header header, const Message& message, std::vector<std::byte>& out) 
 Decoder::Decoder() { buffer_.reserve(kHeaderSize + kMaxPayload); }
 
 std::size_t Decoder::feed(std::span<const std::byte> input) {
+  if (taken_ > 0) {  // here and not in next(), which would move the rest once for every frame
+    buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(taken_));
+    taken_ = 0;
+  }
   const std::size_t room = kHeaderSize + kMaxPayload - buffer_.size();
   const std::size_t take = std::min(room, input.size());
   buffer_.insert(buffer_.end(), input.begin(), input.begin() + static_cast<std::ptrdiff_t>(take));
@@ -307,25 +314,27 @@ std::size_t Decoder::feed(std::span<const std::byte> input) {
 }
 
 void Decoder::restart() {
-  skipped_ += buffer_.size();
+  skipped_ += pending().size();
   buffer_.clear();
+  taken_ = 0;
   seeking_ = true;
   failed_.reset();
 }
 
 void Decoder::seek_hello() {
+  const std::span<const std::byte> bytes = pending();
   std::size_t at = 0;
   while (true) {
     const auto found = std::search(
-        buffer_.begin() + static_cast<std::ptrdiff_t>(at), buffer_.end(), kMagic.begin(),
-        kMagic.end(), [](std::byte b, char c) { return b == static_cast<std::byte>(c); });
-    if (found == buffer_.end()) {
+        bytes.begin() + static_cast<std::ptrdiff_t>(at), bytes.end(), kMagic.begin(), kMagic.end(),
+        [](std::byte b, char c) { return b == static_cast<std::byte>(c); });
+    if (found == bytes.end()) {
       // A magic cut in two may be at the end.
-      at = buffer_.size() < kMagic.size() ? 0 : buffer_.size() - (kMagic.size() - 1);
+      at = bytes.size() < kMagic.size() ? 0 : bytes.size() - (kMagic.size() - 1);
       break;
     }
-    at = static_cast<std::size_t>(found - buffer_.begin());
-    const std::span<const std::byte> rest = std::span(buffer_).subspan(at);
+    at = static_cast<std::size_t>(found - bytes.begin());
+    const std::span<const std::byte> rest = bytes.subspan(at);
     if (rest.size() < kHeaderSize) {
       break;
     }
@@ -337,7 +346,7 @@ void Decoder::seek_hello() {
     ++at;
   }
   skipped_ += at;
-  buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(at));
+  taken_ += at;
 }
 
 std::optional<std::variant<Frame, DecodeError>> Decoder::next() {
@@ -347,14 +356,15 @@ std::optional<std::variant<Frame, DecodeError>> Decoder::next() {
   if (seeking_) {
     seek_hello();
   }
-  if (seeking_ || buffer_.size() < kHeaderSize) {
+  const std::span<const std::byte> bytes = pending();
+  if (seeking_ || bytes.size() < kHeaderSize) {
     return std::nullopt;
   }
   const auto fail = [this](ErrorCode code, std::string text) {
     failed_ = DecodeError{code, std::move(text)};
     return *failed_;
   };
-  const RawHeader raw = read_header(std::span(buffer_).first(kHeaderSize));
+  const RawHeader raw = read_header(bytes.first(kHeaderSize));
   const Header& header = raw.header;
   if (!raw.magic_ok) {
     return fail(ErrorCode::malformed, "bytes that are not a frame (no magic where one was due)");
@@ -371,18 +381,24 @@ std::optional<std::variant<Frame, DecodeError>> Decoder::next() {
                                           std::to_string(kMaxPayload));
   }
   const std::size_t whole = kHeaderSize + header.length;
-  if (buffer_.size() < whole) {
+  if (bytes.size() < whole) {
     return std::nullopt;
   }
   std::optional<Message> message =
-      read_payload(header.type, std::span(buffer_).subspan(kHeaderSize, header.length));
+      read_payload(header.type, bytes.subspan(kHeaderSize, header.length));
+  if (const Report* report = message ? std::get_if<Report>(&*message) : nullptr;
+      report != nullptr && total_frames(report->ranges) > kMaxFramesPerReport) {
+    return fail(ErrorCode::malformed,
+                "a report of " + std::to_string(total_frames(report->ranges)) +
+                    " frames; the most is " + std::to_string(kMaxFramesPerReport));
+  }
   if (!message) {
     return fail(ErrorCode::malformed, "a frame of type " + std::to_string(type) + " whose " +
                                           std::to_string(header.length) +
                                           " bytes do not hold what it announces");
   }
   Frame frame{header, std::move(*message)};
-  buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(whole));
+  taken_ += whole;
   return frame;
 }
 

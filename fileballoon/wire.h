@@ -47,10 +47,11 @@ using SessionId = std::uint64_t;
 
 struct Header {
   Type type{};  ///< may hold a value outside the enumeration: a newer peer's type, to be skipped
-  std::uint32_t length = 0;    ///< payload bytes
-  SessionId from = 0;          ///< the sender's session
-  SessionId to = 0;            ///< the receiver's session as the sender knows it; 0 if it does not
-  std::uint64_t sequence = 0;  ///< 0 in HELLO, then 1, 2, … in each direction
+  std::uint32_t length = 0;  ///< payload bytes
+  SessionId from = 0;        ///< the sender's session
+  SessionId to = 0;          ///< the receiver's session as the sender knows it; 0 if it does not
+  /// 1, 2, … in each direction; in HELLO: 1 if its sender is established, 0 while it waits.
+  std::uint64_t sequence = 0;
 };
 
 /// Both directions, first in a session. The host leaves boot_id and ram empty.
@@ -67,7 +68,8 @@ struct LimitsMessage {
   std::uint64_t epoch = 0;
 };
 
-/// Guest to host: pinned zero pages. The header's sequence is the batch's name.
+/// Guest to host: pinned zero pages. The header's sequence is the batch's name. A frame that names
+/// more than kMaxFramesPerReport is malformed, so the counts of an ACK always fit 16 bits.
 struct Report {
   std::vector<FrameRange> ranges;
 };
@@ -150,7 +152,8 @@ struct Frame {
   Message message;
 };
 
-/// Appends one frame; header.type and header.length are set here from the message.
+/// Appends one frame; header.type and header.length are set here from the message. The caller keeps
+/// the bounds above (kMaxRanges, …); only the text of an ERROR is cut here.
 void encode(Header header, const Message& message, std::vector<std::byte>& out);
 
 /// Why a stream is not this protocol.
@@ -178,7 +181,12 @@ class Decoder {
  private:
   void seek_hello();
 
+  [[nodiscard]] std::span<const std::byte> pending() const {
+    return std::span(buffer_).subspan(taken_);
+  }
+
   std::vector<std::byte> buffer_;  // capacity kHeaderSize + kMaxPayload, never more
+  std::size_t taken_ = 0;          // bytes of buffer_ already handed out or skipped
   bool seeking_ = true;
   std::optional<DecodeError> failed_;
   std::uint64_t skipped_ = 0;
