@@ -1,0 +1,138 @@
+#include "tests/vm/guest/sysinfo.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <memory>
+#include <sstream>
+#include <system_error>
+
+namespace fileballoon::guest {
+namespace json = boost::json;
+namespace {
+
+constexpr std::size_t kMaxText = std::size_t{1} << 20;
+
+[[noreturn]] void fail(const std::string& what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
+
+double seconds_since_boot() {
+  timespec now{};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
+}
+
+// Adds one process to `sum`; a process that is gone by now is nothing.
+void add_process(const std::string& dir, const std::string& name, double& cpu_s,
+                 std::uint64_t& rss_kib, std::uint64_t& switches, unsigned& count) {
+  try {
+    const std::string stat = read_text(dir + "/stat");
+    const auto open = stat.find('(');
+    const auto close = stat.rfind(')');
+    if (open == std::string::npos || stat.compare(open + 1, name.size(), name) != 0) return;
+    std::istringstream rest(stat.substr(close + 2));
+    std::string skipped;
+    for (int field = 3; field < 14; ++field) rest >> skipped;
+    std::uint64_t user = 0;
+    std::uint64_t system = 0;
+    rest >> user >> system;
+    cpu_s += static_cast<double>(user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
+    std::istringstream status(read_text(dir + "/status"));
+    std::string key;
+    while (status >> key) {
+      std::uint64_t value = 0;
+      if (key == "VmRSS:" && status >> value) rss_kib += value;
+      if (key.ends_with("voluntary_ctxt_switches:") && status >> value) switches += value;
+      status.clear();
+      std::getline(status, skipped);
+    }
+    ++count;
+  } catch (const std::system_error&) {
+  }
+}
+
+}  // namespace
+
+std::string read_text(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) fail("open " + path);
+  std::string text;
+  char chunk[16384];
+  ssize_t n = 0;
+  while (text.size() < kMaxText && (n = read(fd, chunk, sizeof chunk)) > 0) {
+    text.append(chunk, static_cast<std::size_t>(n));
+  }
+  const int error = errno;
+  close(fd);
+  errno = error;
+  if (n < 0) fail("read " + path);
+  return text;
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) fail("open " + path);
+  const ssize_t n = write(fd, text.data(), text.size());
+  const int error = errno;
+  close(fd);
+  errno = error;
+  if (n != static_cast<ssize_t>(text.size())) fail("write " + path);
+}
+
+json::object meminfo_kib() {
+  json::object out;
+  std::istringstream lines(read_text("/proc/meminfo"));
+  std::string line;
+  while (std::getline(lines, line)) {
+    const auto colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    out[line.substr(0, colon)] = std::stoull(line.substr(colon + 1));
+  }
+  return out;
+}
+
+json::object vmstat() {
+  json::object out;
+  std::istringstream lines(read_text("/proc/vmstat"));
+  std::string key;
+  std::uint64_t value = 0;
+  while (lines >> key >> value) out[key] = value;
+  return out;
+}
+
+json::object cpu() {
+  std::istringstream words(read_text("/proc/stat"));
+  std::string name;
+  std::uint64_t user = 0;
+  std::uint64_t nice = 0;
+  std::uint64_t system = 0;
+  std::uint64_t idle = 0;
+  std::uint64_t iowait = 0;
+  words >> name >> user >> nice >> system >> idle >> iowait;
+  const double uptime = seconds_since_boot();
+  const auto cpus = static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN));
+  const double idle_s =
+      static_cast<double>(idle + iowait) / static_cast<double>(sysconf(_SC_CLK_TCK));
+  return {
+      {"busy_s", uptime * cpus - idle_s}, {"idle_s", idle_s}, {"cpus", cpus}, {"uptime_s", uptime}};
+}
+
+json::object processes(const std::string& name) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> proc(opendir("/proc"), closedir);
+  double cpu_s = 0;
+  std::uint64_t rss_kib = 0;
+  std::uint64_t switches = 0;
+  unsigned count = 0;
+  while (const dirent* entry = proc ? readdir(proc.get()) : nullptr) {
+    if (entry->d_name[0] < '0' || entry->d_name[0] > '9') continue;
+    add_process(std::string("/proc/") + entry->d_name, name, cpu_s, rss_kib, switches, count);
+  }
+  return {
+      {"cpu_s", cpu_s}, {"rss_kib", rss_kib}, {"context_switches", switches}, {"processes", count}};
+}
+
+}  // namespace fileballoon::guest
