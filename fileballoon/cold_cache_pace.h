@@ -1,0 +1,79 @@
+// CachePace: how fast cold cache may go. It lets eviction speed up while nobody misses what was
+// taken, and brakes hard when somebody does: when pages come back from disk that were evicted
+// moments ago (workingset_refault_file), or when tasks stall for memory (PSI), as Senpai does it.
+// Clock and counters enter as values. Not thread-safe; the agent's cache thread owns one.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+
+namespace fileballoon {
+
+class CachePace {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  /// A first bite: 1 MiB costs a workload that wanted it back about a millisecond of disk.
+  static constexpr std::uint64_t kFirstStep = 256;
+  /// 64 MiB: 5 of them a second is more than the balloon can inflate.
+  static constexpr std::uint64_t kLastStep = 16384;
+  /// The step grows by this factor with each look that finds no harm: from first to last in 3.
+  static constexpr std::uint64_t kGrowth = 4;
+  /// Refaults this soon after an eviction are blamed on it (time constant of the forgetting).
+  static constexpr std::chrono::milliseconds kBlame{4000};
+  /// Harm: this many pages back (one batch of the kernel's reclaim is 64; fewer are chance) ...
+  static constexpr std::uint64_t kRefaultNoise = 128;
+  /// ... that are also this share of what was evicted (one in 16).
+  static constexpr std::uint64_t kRefaultShare = 16;
+  /// Harm: tasks stalled for this share of the time. Senpai's default, 10 ms in 6 s, is 0.17 %, for
+  /// one cgroup; a whole guest stalls a little by itself when it starts something big.
+  static constexpr double kStallShare = 0.005;
+  /// How long nothing is taken after the first harm; doubles with each further one.
+  static constexpr std::chrono::milliseconds kFirstBrake{1000};
+  static constexpr std::chrono::milliseconds kLastBrake{32000};
+
+  enum class State {
+    free,        ///< eviction may go on
+    refaulting,  ///< braking: evicted pages came back
+    stalling,    ///< braking: tasks wait for memory
+  };
+
+  struct Sample {
+    Clock::time_point at;
+    std::uint64_t refaulted_pages = 0;                 ///< counter since boot
+    std::optional<std::chrono::microseconds> stalled;  ///< PSI memory "some" total since boot
+  };
+
+  /// To be called before each decision; counters that run backwards start anew.
+  void look(const Sample& sample);
+  /// `pages` have been evicted since the last look.
+  void evicted(std::uint64_t pages);
+
+  /// Pages that may go now; 0 while braking.
+  [[nodiscard]] std::uint64_t allowance() const { return state_ == State::free ? step_ : 0; }
+  [[nodiscard]] State state() const { return state_; }
+  /// End of the present brake; meaningless while free.
+  [[nodiscard]] Clock::time_point brake_end() const { return brake_end_; }
+  /// 1 when undisturbed, doubling with each harm: by how much pages should be older than usual
+  /// before they count as cold.
+  [[nodiscard]] unsigned caution() const { return caution_; }
+  /// Harms seen since start.
+  [[nodiscard]] std::uint64_t brakes() const { return brakes_; }
+
+ private:
+  void brake(State why, Clock::time_point now);
+
+  std::optional<Sample> last_;
+  double recent_evicted_ = 0;
+  double recent_refaulted_ = 0;
+  double stall_share_ = 0;
+  std::uint64_t step_ = kFirstStep;
+  State state_ = State::free;
+  Clock::time_point brake_end_{};
+  Clock::time_point relax_at_{};
+  unsigned caution_ = 1;
+  std::uint64_t brakes_ = 0;
+};
+
+}  // namespace fileballoon
