@@ -1,0 +1,159 @@
+// vm_bench: scenarios in a real guest, with the peers side by side in one run.
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <exception>
+#include <iostream>
+
+#include "bench/report.h"
+#include "bench/vm_bench/mode.h"
+#include "bench/vm_bench/scenario.h"
+#include "tests/vm/kit/accelerator.h"
+#include "tests/vm/kit/guest_image.h"
+
+namespace {
+
+using fileballoon::Bytes;
+using fileballoon::bench::Report;
+using fileballoon::bench::Row;
+using fileballoon::bench::Scenario;
+using fileballoon::bench::Settings;
+
+struct CommandLine {
+  std::string scenario = "inflate";
+  std::vector<std::string> modes;
+  std::string json;
+  unsigned runs = 3;
+  Settings settings;
+};
+
+CLI::Option* add_size(CLI::App& app, const std::string& name, Bytes& into,
+                      const std::string& help) {
+  return app
+      .add_option_function<std::string>(
+          name,
+          [&into, name](const std::string& text) {
+            const auto size = fileballoon::parse_size(text);
+            if (!size) throw CLI::ValidationError(name, size.error().message);
+            into = *size;
+          },
+          help)
+      ->type_name("SIZE")
+      ->default_str(fileballoon::to_string(into));
+}
+
+void set_up(CLI::App& app, CommandLine& line) {
+  std::vector<std::string> names;
+  std::string summaries;
+  for (const Scenario* scenario : fileballoon::bench::scenarios()) {
+    names.push_back(scenario->name());
+    summaries += "\n  " + scenario->name() + ": " + scenario->summary();
+  }
+  app.description("Measures ways to get a guest's memory back, in real guests." + summaries);
+  app.add_option("--scenario", line.scenario, "what to measure")
+      ->check(CLI::IsMember(names))
+      ->capture_default_str();
+  app.add_option("--mode", line.modes, "a way to compare; repeatable; default: all that apply")
+      ->check(CLI::IsMember(fileballoon::bench::mode_names()));
+  app.add_option("--json", line.json, "write the result as one JSON object to this file");
+  app.add_option("--runs", line.runs, "repetitions; rows are their medians")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  app.add_option("--cpus", line.settings.cpus, "virtual CPUs of the guest")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  add_size(app, "--memory", line.settings.memory, "RAM of the guest");
+  add_size(app, "--balloon", line.settings.balloon, "target of the balloon");
+  add_size(app, "--fill", line.settings.fill, "what the workload fills (pressure)");
+}
+
+Scenario& find_scenario(const std::string& name) {
+  for (Scenario* scenario : fileballoon::bench::scenarios()) {
+    if (scenario->name() == name) return *scenario;
+  }
+  throw std::runtime_error("no scenario " + name);
+}
+
+std::vector<std::string> modes_to_run(const CommandLine& line, const Scenario& scenario) {
+  const std::vector<std::string> apply = scenario.modes();
+  if (line.modes.empty()) return apply;
+  for (const std::string& mode : line.modes) {
+    if (std::find(apply.begin(), apply.end(), mode) == apply.end()) {
+      throw std::runtime_error("mode " + mode + " does not apply to scenario " + scenario.name());
+    }
+  }
+  return line.modes;
+}
+
+// One repetition over all modes. The order is turned by one in each run, so that none of them is
+// always first.
+std::vector<Row> run_once(Scenario& scenario, std::vector<std::string> modes, unsigned run,
+                          const Settings& settings) {
+  std::rotate(modes.begin(), modes.begin() + run % modes.size(), modes.end());
+  std::vector<Row> rows;
+  for (const std::string& mode : modes) {
+    for (const std::string& variant : scenario.variants(mode)) {
+      std::cerr << "run " << run + 1 << ": " << mode << (variant.empty() ? "" : ", ") << variant
+                << std::endl;
+      Row row = scenario.measure(mode, variant, settings);
+      row["run"] = run + 1;
+      rows.push_back(std::move(row));
+    }
+  }
+  scenario.relate(rows);
+  return rows;
+}
+
+void sort_by_mode(std::vector<Row>& rows, const std::vector<std::string>& modes) {
+  const auto place = [&](const Row& row) {
+    return std::find(modes.begin(), modes.end(), std::string(row.at("mode").as_string())) -
+           modes.begin();
+  };
+  std::stable_sort(rows.begin(), rows.end(),
+                   [&](const Row& a, const Row& b) { return place(a) < place(b); });
+}
+
+void run(const CommandLine& line) {
+  if (const auto reason = fileballoon::vmkit::why_no_guest()) throw std::runtime_error(*reason);
+  Scenario& scenario = find_scenario(line.scenario);
+  const std::vector<std::string> modes = modes_to_run(line, scenario);
+
+  Report report("vm_bench");
+  const auto& accelerator = fileballoon::vmkit::accelerator();
+  report.machine().accel = accelerator.name;
+  report.machine().guest_kernel = fileballoon::vmkit::find_guest_kernel().release;
+  report.machine().qemu = fileballoon::vmkit::qemu_version();
+  report.set("scenario", boost::json::value(scenario.name()));
+  report.set("runs", line.runs);
+  std::cout << "vm_bench --scenario " << scenario.name() << ": QEMU " << report.machine().qemu
+            << " with " << accelerator.name << " (" << accelerator.reason << "), guest kernel "
+            << report.machine().guest_kernel << ", " << line.runs << " runs, medians\n";
+
+  std::vector<Row> samples;
+  for (unsigned number = 0; number < line.runs; ++number) {
+    for (Row& row : run_once(scenario, modes, number, line.settings)) {
+      samples.push_back(std::move(row));
+    }
+  }
+  sort_by_mode(samples, modes);
+  for (Row& row : fileballoon::bench::merge_runs(samples)) report.add(std::move(row));
+  report.set("samples", boost::json::array(samples.begin(), samples.end()));
+  report.print_table(std::cout, scenario.columns());
+  if (!line.json.empty()) report.write_json(line.json);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app;
+  CommandLine line;
+  set_up(app, line);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(line);
+  } catch (const std::exception& error) {
+    std::cerr << "vm_bench: " << error.what() << '\n';
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,40 @@
+#include "bench/vm_bench/measure.h"
+
+namespace fileballoon::bench {
+
+Stage boot_for(const std::string& name, const Settings& settings) {
+  Stage stage;
+  stage.mode = make_mode(name);
+  vmkit::VmOptions options;
+  options.memory = settings.memory;
+  options.cpus = settings.cpus;
+  stage.mode->configure(options);
+  stage.vm = std::make_unique<vmkit::Vm>(options);
+  stage.mode->start(*stage.vm);
+  return stage;
+}
+
+void touch_free_memory(vmkit::Vm& vm) {
+  const Bytes free = vm.guest().meminfo("MemFree");
+  vm.guest().touch_and_free((free - Bytes::mib(64)).page_floor());
+}
+
+CpuMeter::CpuMeter(vmkit::Vm& vm, const Mode& mode) : vm_(vm), mode_(mode), start_(absolute()) {}
+
+CpuMeter::Reading CpuMeter::absolute() {
+  Reading now;
+  now.qemu_s = vm_.qemu_cpu_seconds();
+  now.helper_s = mode_.helper_cpu_seconds();
+  now.guest_s = vm_.guest().call("cpu").at("busy_s").to_number<double>();
+  now.agent_s =
+      vm_.guest().call("processes", {{"name", "balloonfs"}}).at("cpu_s").to_number<double>();
+  return now;
+}
+
+CpuMeter::Reading CpuMeter::read() {
+  const Reading now = absolute();
+  return {now.guest_s - start_.guest_s, now.agent_s - start_.agent_s, now.qemu_s - start_.qemu_s,
+          now.helper_s - start_.helper_s};
+}
+
+}  // namespace fileballoon::bench

@@ -1,0 +1,45 @@
+// Pieces that scenarios share: a guest booted for a mode, memory touched, and CPU time of guest and
+// host over a span.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "bench/vm_bench/mode.h"
+#include "bench/vm_bench/scenario.h"
+
+namespace fileballoon::bench {
+
+/// A fresh guest with its mode started. The mode ends before the guest.
+struct Stage {
+  std::unique_ptr<vmkit::Vm> vm;
+  std::unique_ptr<Mode> mode;
+};
+[[nodiscard]] Stage boot_for(const std::string& mode, const Settings& settings);
+
+/// Writes to nearly all free memory of the guest (64 MiB stay, so that nothing is reclaimed) and
+/// frees it, so that the host has memory behind nearly every frame.
+void touch_free_memory(vmkit::Vm& vm);
+
+/// CPU time since the construction.
+class CpuMeter {
+ public:
+  CpuMeter(vmkit::Vm& vm, const Mode& mode);
+
+  struct Reading {
+    double guest_s = 0;  ///< all of the guest: uptime × CPUs − idle, as the guest's kernel counts
+    double agent_s = 0;   ///< of it, processes named balloonfs
+    double qemu_s = 0;    ///< the QEMU process, all threads; it contains the guest's own work
+    double helper_s = 0;  ///< fileballoond
+    [[nodiscard]] double host_s() const { return qemu_s + helper_s; }
+  };
+  [[nodiscard]] Reading read();
+
+ private:
+  [[nodiscard]] Reading absolute();
+  vmkit::Vm& vm_;
+  const Mode& mode_;
+  Reading start_;
+};
+
+}  // namespace fileballoon::bench

@@ -1,0 +1,24 @@
+#include "bench/vm_bench/mode.h"
+
+#include <stdexcept>
+
+#include "bench/vm_bench/peer_modes.h"
+
+namespace fileballoon::bench {
+
+const std::vector<std::string>& mode_names() {
+  static const std::vector<std::string> names{"none", "fileballoon", "virtio-balloon",
+                                              "free-page-reporting"};
+  return names;
+}
+
+std::unique_ptr<Mode> make_mode(const std::string& name) {
+  if (name == "none") return std::make_unique<NoneMode>();
+  if (name == "virtio-balloon") return std::make_unique<VirtioBalloonMode>();
+  if (name == "free-page-reporting") return std::make_unique<FreePageReportingMode>();
+  std::string known;
+  for (const std::string& one : mode_names()) known += (known.empty() ? "" : ", ") + one;
+  throw std::runtime_error("there is no mode " + name + "; known are " + known);
+}
+
+}  // namespace fileballoon::bench

@@ -1,0 +1,53 @@
+// Scenario: one kind of measurement in a real guest. A scenario measures one mode in one variant in
+// one fresh guest and returns one row; vm_bench decides the order (modes interleaved, so that a
+// busy minute of the machine does not fall on one of them), repeats, and merges. A new scenario is
+// a new file and a line in scenarios().
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "bench/report.h"
+#include "fileballoon/bytes.h"
+
+namespace fileballoon::bench {
+
+struct Settings {
+  Bytes memory = Bytes::gib(1);     ///< of the guest
+  Bytes balloon = Bytes::mib(600);  ///< target of the balloon
+  Bytes fill = Bytes::mib(500);     ///< what the workload fills
+  unsigned cpus = 2;                ///< of the guest
+};
+
+class Scenario {
+ public:
+  virtual ~Scenario() = default;
+  [[nodiscard]] virtual std::string name() const = 0;
+  [[nodiscard]] virtual std::string summary() const = 0;  ///< one line for --help
+  /// Columns of the terminal's table, in order.
+  [[nodiscard]] virtual std::vector<std::string> columns() const = 0;
+  /// Modes that apply.
+  [[nodiscard]] virtual std::vector<std::string> modes() const = 0;
+  /// Variants beside the mode ("touched", "untouched"); one empty name where there is none.
+  [[nodiscard]] virtual std::vector<std::string> variants(const std::string& mode) const {
+    (void)mode;
+    return {""};
+  }
+  /// Measures once, in a guest of its own. Throws std::exception where the measurement fails.
+  [[nodiscard]] virtual Row measure(const std::string& mode, const std::string& variant,
+                                    const Settings& settings) = 0;
+  /// Adds fields that compare the rows of one repetition with each other.
+  virtual void relate(std::vector<Row>& rows) const { (void)rows; }
+};
+
+[[nodiscard]] const std::vector<Scenario*>& scenarios();
+
+/// Rows of several repetitions become one for each (mode, memory): medians; for `oom_kills` and
+/// `pattern_errors` the worst. Adds `runs`.
+[[nodiscard]] std::vector<Row> merge_runs(const std::vector<Row>& rows);
+
+/// Each defined in the file of its name.
+[[nodiscard]] Scenario& inflate_scenario();
+[[nodiscard]] Scenario& pressure_scenario();
+
+}  // namespace fileballoon::bench
