@@ -14,7 +14,7 @@ packages=(
   g++ cmake make ninja-build ccache pkg-config
   # libraries
   libfuse3-dev fuse3 liburing-dev libboost1.81-dev libboost-json1.81-dev libspdlog-dev libfmt-dev
-  libtomlplusplus-dev libcli11-dev libzstd-dev liblz4-dev libgtest-dev libgmock-dev
+  libtomlplusplus-dev libcli11-dev libzstd-dev liblz4-dev libxxhash-dev libgtest-dev libgmock-dev
   libbenchmark-dev
   # formatting and linting
   clang-format clang-tidy mandoc

@@ -1,0 +1,23 @@
+#include "uffd/pager/page_store.h"
+
+namespace fileballoon {
+
+std::string_view to_string(StoreStatus status) {
+  switch (status) {
+    case StoreStatus::ok:
+      return "ok";
+    case StoreStatus::full:
+      return "the store is full";
+    case StoreStatus::rejected:
+      return "not worth storing";
+    case StoreStatus::over_budget:
+      return "today's write budget is used up";
+    case StoreStatus::io_error:
+      return "input/output error";
+    case StoreStatus::corrupt:
+      return "checksum mismatch";
+  }
+  return "unknown";
+}
+
+}  // namespace fileballoon

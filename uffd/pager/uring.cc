@@ -1,0 +1,19 @@
+#include "uffd/pager/uring.h"
+
+#include <cerrno>
+#include <string>
+#include <system_error>
+
+namespace fileballoon {
+
+Uring::Uring(unsigned entries) : entries_(entries) {
+  const int result = io_uring_queue_init(entries, &ring_, 0);
+  if (result < 0) {
+    throw std::system_error(-result, std::generic_category(),
+                            result == -EPERM
+                                ? "io_uring_setup (is sysctl kernel.io_uring_disabled set?)"
+                                : "io_uring_setup");
+  }
+}
+
+}  // namespace fileballoon
