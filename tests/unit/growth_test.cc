@@ -1,0 +1,122 @@
+// Growth: a balloon that grows when it must not evicts itself or wakes the guest's reclaim, which
+// is the failure that made Linux take back its shrinker-based balloon.
+#include "fileballoon/growth.h"
+
+#include <gtest/gtest.h>
+
+namespace fileballoon {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr std::uint64_t kBatch = 256;
+const Growth::Clock::time_point kStart{seconds(1000)};
+const Limits kLimits{Bytes::pages(10000), Bytes(0)};
+
+GuestSample roomy(std::uint64_t resident_pages = 0) {
+  return {Bytes::pages(50000), Bytes::pages(1000), Bytes::pages(resident_pages), 0};
+}
+
+TEST(Growth, TakesABatchAtATime) {
+  Growth growth(kBatch);
+  const GrowthDecision d = growth.decide(roomy(), kLimits, kStart);
+  EXPECT_EQ(d.reason, GrowthReason::growing);
+  EXPECT_EQ(d.pages, kBatch);
+}
+
+TEST(Growth, NeverPassesTheTarget) {
+  Growth growth(kBatch);
+  EXPECT_EQ(growth.decide(roomy(9999), kLimits, kStart).pages, 1U);
+  EXPECT_EQ(growth.decide(roomy(10000), kLimits, kStart).reason, GrowthReason::at_target);
+  EXPECT_EQ(growth.decide(roomy(10000), kLimits, kStart).pages, 0U);
+}
+
+TEST(Growth, DeflatesByWhatIsAbove) {
+  Growth growth(kBatch);
+  const GrowthDecision d = growth.decide(roomy(10700), kLimits, kStart);
+  EXPECT_EQ(d.reason, GrowthReason::above_target);
+  EXPECT_EQ(d.pages, 700U) << "an explicit deflate is not cut into batches";
+}
+
+TEST(Growth, ATargetInsideAPageIsReached) {
+  Growth growth(kBatch);
+  const Limits odd{Bytes(10 * kPageSize + 1), Bytes(0)};
+  EXPECT_EQ(growth.decide(roomy(10), odd, kStart).reason, GrowthReason::at_target);
+  EXPECT_EQ(growth.decide(roomy(11), odd, kStart).pages, 1U);
+}
+
+TEST(Growth, StaysQuietForTwoSecondsAfterReclaim) {
+  Growth growth(kBatch);
+  GuestSample sample = roomy();
+  sample.evicted_pages = 1;
+  GrowthDecision d = growth.decide(sample, kLimits, kStart);
+  EXPECT_EQ(d.reason, GrowthReason::backing_off);
+  EXPECT_EQ(d.wait, seconds(2));
+  d = growth.decide(sample, kLimits, kStart + milliseconds(1999));
+  EXPECT_EQ(d.reason, GrowthReason::backing_off);
+  EXPECT_EQ(d.wait, milliseconds(1));
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart + seconds(2)).reason, GrowthReason::growing);
+}
+
+TEST(Growth, EachFurtherEvictionStartsTheQuietAnew) {
+  Growth growth(kBatch);
+  GuestSample sample = roomy();
+  sample.evicted_pages = 5;
+  (void)growth.decide(sample, kLimits, kStart);
+  sample.evicted_pages = 6;
+  (void)growth.decide(sample, kLimits, kStart + seconds(1));
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart + milliseconds(2900)).reason,
+            GrowthReason::backing_off);
+}
+
+TEST(Growth, ACounterThatStartedAnewIsStillSeenToRise) {
+  Growth growth(kBatch);
+  GuestSample sample = roomy();
+  sample.evicted_pages = 1000;
+  (void)growth.decide(sample, kLimits, kStart);
+  sample.evicted_pages = 0;
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart + seconds(3)).reason, GrowthReason::growing);
+  sample.evicted_pages = 3;
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart + seconds(4)).reason, GrowthReason::backing_off);
+}
+
+TEST(Growth, DeflatesEvenWhileBackingOff) {
+  Growth growth(kBatch);
+  GuestSample sample = roomy(10001);
+  sample.evicted_pages = 9;
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart).reason, GrowthReason::above_target);
+}
+
+TEST(Growth, LeavesTheReserveFree) {
+  Growth growth(kBatch);
+  GuestSample sample = roomy();
+  sample.free = Bytes::pages(1000 + 100);
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart).pages, 100U);
+  sample.free = Bytes::pages(1000 + Growth::kMinPages - 1);
+  GrowthDecision d = growth.decide(sample, kLimits, kStart);
+  EXPECT_EQ(d.reason, GrowthReason::below_reserve);
+  EXPECT_EQ(d.wait, Growth::kReserveRetry);
+  sample.free = Bytes(0);
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart).reason, GrowthReason::below_reserve);
+}
+
+TEST(Growth, TheLastFewPagesNeedNotFillAWakeUp) {
+  Growth growth(kBatch);
+  GuestSample sample = roomy(9997);
+  sample.free = Bytes::pages(1003);
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart).pages, 3U);
+}
+
+TEST(Growth, SaysWhyInWords) {
+  EXPECT_EQ(to_string(GrowthDecision{GrowthReason::backing_off, 0, milliseconds(1200)}),
+            "backing off after reclaim, 1.2 s left");
+  EXPECT_EQ(to_string(GrowthDecision{GrowthReason::growing, 1, {}}), "growing");
+  EXPECT_EQ(to_string(GrowthDecision{GrowthReason::at_target, 0, {}}), "at target");
+  EXPECT_EQ(to_string(GrowthDecision{GrowthReason::above_target, 1, {}}), "deflating to target");
+  EXPECT_EQ(to_string(GrowthDecision{GrowthReason::below_reserve, 0, {}}),
+            "free memory below reserve");
+}
+
+}  // namespace
+}  // namespace fileballoon
