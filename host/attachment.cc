@@ -1,0 +1,101 @@
+#include "host/attachment.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "host/channel_socket.h"
+#include "host/guest_layout.h"
+
+namespace fileballoon::host {
+namespace {
+
+std::vector<BackingId> ids_of(const GuestRam& ram) {
+  std::vector<BackingId> ids;
+  for (const Backing& backing : ram.backings()) {
+    ids.push_back({backing.device, backing.inode, backing.size});
+  }
+  return ids;
+}
+
+/// The layout, by the surest way there is; adds what the operator should know to `warnings`.
+Result<RamLayout> find_layout(const VmSpec& spec, const GuestRam& ram,
+                              std::vector<std::string>& warnings) {
+  if (spec.qmp.empty()) {
+    warnings.push_back(
+        "no --qmp given: other discarders of this RAM and assigned devices cannot be seen");
+    return identity_layout(ram.backings());
+  }
+  Result<QmpClient> qmp = QmpClient::connect(spec.qmp);
+  if (!qmp) {
+    return qmp.error();
+  }
+  const Result<RamSharers> sharers = find_ram_sharers(*qmp);
+  if (!sharers) {
+    return sharers.error();
+  }
+  if (!sharers->assigned_devices.empty()) {
+    return Error{fmt::format(
+        "the VM has an assigned device ('{}', VFIO): the device keeps using pages that a discard "
+        "has replaced, which would corrupt the guest; detach the device first",
+        sharers->assigned_devices.front())};
+  }
+  warnings.insert(warnings.end(), sharers->warnings.begin(), sharers->warnings.end());
+  return layout_from_qmp(*qmp, ram.backings());
+}
+
+}  // namespace
+
+Result<Attachment> attach_vm(const VmSpec& spec, const std::optional<KnownVm>& known) {
+  Result<GuestRam> ram = GuestRam::open(spec.pid);
+  if (!ram) {
+    return ram.error();
+  }
+  Attachment attachment;
+  attachment.spec = spec;
+  attachment.vmm = ram->process().name;
+  attachment.warnings = ram->warnings();
+  attachment.known.start_time = ram->process().start_time;
+  attachment.known.backings = ids_of(*ram);
+  if (known && known->start_time != attachment.known.start_time) {
+    return Error{fmt::format("pid {} is another process now; the VM has gone", spec.pid)};
+  }
+  attachment.pidfd.reset(::fcntl(ram->process().pidfd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!attachment.pidfd.valid()) {
+    return Error{fmt::format("cannot watch {}: out of file descriptors", ram->process().label())};
+  }
+
+  const bool is_known = known && known->backings == attachment.known.backings;
+  Result<RamLayout> layout =
+      is_known ? RamLayout::create(known->segments) : find_layout(spec, *ram, attachment.warnings);
+  if (!layout) {
+    return layout.error();
+  }
+  attachment.layout = std::move(*layout);
+  attachment.known.segments = attachment.layout.segments();
+
+  Result<UniqueFd> channel = connect_channel(spec.channel);
+  if (!channel) {
+    return channel.error();
+  }
+  attachment.channel = std::move(*channel);
+  if (const pid_t listener = listener_of(attachment.channel.get());
+      listener != 0 && listener != spec.pid) {
+    // Not an error: libvirt opens the socket and passes it to QEMU.
+    attachment.warnings.push_back(
+        fmt::format("the channel {} was opened by pid {}, not by the VM's pid {}; make sure that "
+                    "it is this VM's",
+                    spec.channel, listener, spec.pid));
+  }
+
+  Result<std::unique_ptr<RamOwner>> owner =
+      make_ram_owner(spec.refault, std::move(*ram), attachment.layout);
+  if (!owner) {
+    return owner.error();
+  }
+  attachment.ram = std::move(*owner);
+  return attachment;
+}
+
+}  // namespace fileballoon::host

@@ -1,0 +1,258 @@
+#include "host/config.h"
+
+#include <fmt/format.h>
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+namespace fileballoon::host {
+namespace {
+
+constexpr std::array<std::string_view, 6> kLogLevels = {"trace",   "debug", "info",
+                                                        "warning", "error", "off"};
+
+/// One table of the file. Every key is asked for once; what nobody asked for is unknown. The first
+/// error wins.
+class Section {
+ public:
+  Section(const toml::table& table, std::string file, std::string name)
+      : table_(table), file_(std::move(file)), name_(std::move(name)) {}
+
+  template <class T>
+  void read(const char* key, const char* expected, T& out) {
+    known_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) {
+      return;
+    }
+    if (const auto value = node->value_exact<T>()) {
+      out = *value;
+    } else {
+      fail(*node, fmt::format("'{}' must be {}", key, expected));
+    }
+  }
+  /// Reads a string and has `check` turn it into what is wanted.
+  template <class Check>
+  void read_checked(const char* key, Check&& check) {
+    std::string text;
+    read(key, "a string", text);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr || error_) {
+      return;
+    }
+    if (const auto checked = check(text); !checked) {
+      fail(*node, fmt::format("'{}': {}", key, checked.error().message));
+    }
+  }
+  void read_integer(const char* key, std::int64_t least, std::int64_t most, std::int64_t& out) {
+    read(key, "an integer", out);
+    const toml::node* node = table_.get(key);
+    if (node != nullptr && !error_ && (out < least || out > most)) {
+      fail(*node, fmt::format("'{}' is {}; it must be from {} to {}", key, out, least, most));
+    }
+  }
+  [[nodiscard]] const toml::node* get(const char* key) {
+    known_.insert(key);
+    return table_.get(key);
+  }
+  void fail(const toml::node& node, std::string text) {
+    if (!error_) {
+      error_ = Error{fmt::format("{}:{}: {}", file_, node.source().begin.line, std::move(text))};
+    }
+  }
+  /// The first error, unknown keys included.
+  [[nodiscard]] std::optional<Error> finish() {
+    for (const auto& [key, node] : table_) {
+      if (!known_.contains(key.str())) {
+        std::string known;
+        for (const std::string& k : known_) {
+          known += (known.empty() ? "" : ", ") + k;
+        }
+        fail(node, fmt::format("unknown key '{}'{}; known are {}", key.str(),
+                               name_.empty() ? "" : " in " + name_, known));
+      }
+    }
+    return error_;
+  }
+
+ private:
+  const toml::table& table_;
+  std::string file_;
+  std::string name_;
+  std::set<std::string, std::less<>> known_;
+  std::optional<Error> error_;
+};
+
+Result<void> absolute(const std::string& path) {
+  if (!path.starts_with('/')) {
+    return Error{fmt::format("'{}' is no absolute path", path)};
+  }
+  return {};
+}
+
+/// A path into `out`.
+auto path_into(std::string& out) {
+  return [&out](const std::string& text) -> Result<void> {
+    out = text;
+    return absolute(text);
+  };
+}
+
+auto refault_into(RefaultMode& out) {
+  return [&out](const std::string& text) -> Result<void> {
+    const Result<RefaultMode> mode = parse_refault_mode(text);
+    if (!mode) {
+      return mode.error();
+    }
+    out = *mode;
+    return {};
+  };
+}
+
+/// A size as typed; checked now, meant later when the RAM is known.
+auto size_into(std::string& out) {
+  return [&out](const std::string& text) -> Result<void> {
+    const Result<Bytes> size = parse_size(text, Bytes::gib(1));
+    if (!size) {
+      return size.error();
+    }
+    out = text;
+    return {};
+  };
+}
+
+Result<ConfiguredVm> parse_vm(const toml::table& table, const std::string& file,
+                              const Config& defaults) {
+  Section section(table, file, "[[vm]]");
+  ConfiguredVm vm;
+  vm.spec.refault = defaults.refault;
+  section.read_checked("name", [&](const std::string& text) -> Result<void> {
+    vm.spec.name = text;
+    return check_vm_name(text);
+  });
+  std::int64_t pid = 0;
+  section.read_integer("pid", 1, 1 << 22, pid);  // PID_MAX_LIMIT, proc(5)
+  vm.spec.pid = static_cast<pid_t>(pid);
+  section.read_checked("pid_file", path_into(vm.pid_file));
+  section.read_checked("channel", path_into(vm.spec.channel));
+  section.read_checked("qmp", path_into(vm.spec.qmp));
+  section.read_checked("refault", refault_into(vm.spec.refault));
+  std::int64_t band = 0;
+  section.read_integer("band", 0, kMaxBand, band);
+  vm.spec.band = static_cast<int>(band);
+  section.read_checked("footprint", size_into(vm.footprint));
+  section.read_checked("floor", size_into(vm.floor));
+  if (auto error = section.finish()) {
+    return *error;
+  }
+  if (vm.spec.name.empty()) {
+    section.fail(table, "a [[vm]] needs a 'name'");
+  } else if ((vm.spec.pid == 0) == vm.pid_file.empty()) {
+    section.fail(table, fmt::format("VM '{}' needs one of 'pid' and 'pid_file'", vm.spec.name));
+  } else if (vm.spec.channel.empty()) {
+    section.fail(table, fmt::format("VM '{}' needs a 'channel'", vm.spec.name));
+  }
+  if (auto error = section.finish()) {
+    return *error;
+  }
+  return vm;
+}
+
+std::optional<Error> parse_limits(const toml::table& table, const std::string& file, Config& out) {
+  Section section(table, file, "[limits]");
+  std::int64_t timeout = out.write_timeout.count();
+  section.read_integer("write_timeout_ms", 100, 3'600'000, timeout);
+  out.write_timeout = std::chrono::milliseconds(timeout);
+  auto vms = static_cast<std::int64_t>(out.max_vms);
+  section.read_integer("max_vms", 1, 100'000, vms);
+  out.max_vms = static_cast<std::size_t>(vms);
+  auto clients = static_cast<std::int64_t>(out.max_clients);
+  section.read_integer("max_clients", 1, 10'000, clients);
+  out.max_clients = static_cast<std::size_t>(clients);
+  return section.finish();
+}
+
+}  // namespace
+
+bool is_log_level(std::string_view level) {
+  return std::find(kLogLevels.begin(), kLogLevels.end(), level) != kLogLevels.end();
+}
+
+Result<Config> parse_config(std::string_view text, const std::string& file) {
+  toml::table table;
+  try {
+    table = toml::parse(text, file);
+  } catch (const toml::parse_error& error) {
+    return Error{fmt::format("{}:{}: {}", file, error.source().begin.line, error.description())};
+  }
+  Section section(table, file, "");
+  Config config;
+  section.read_checked("socket", path_into(config.socket));
+  section.read_checked("socket_mode", [&](const std::string& mode) -> Result<void> {
+    std::uint32_t value = 0;
+    const auto [end, error] = std::from_chars(mode.data(), mode.data() + mode.size(), value, 8);
+    if (error != std::errc{} || end != mode.data() + mode.size() || value > 0777) {
+      return Error{fmt::format("'{}' is no file mode; write octal digits as in \"0660\"", mode)};
+    }
+    config.socket_mode = value;
+    return {};
+  });
+  section.read("socket_group", "a string", config.socket_group);
+  section.read_checked("state_dir", path_into(config.state_dir));
+  section.read_checked("log_level", [&](const std::string& level) -> Result<void> {
+    config.log_level = level;
+    if (!is_log_level(level)) {
+      return Error{fmt::format("unknown level '{}'; write {}", level, fmt::join(kLogLevels, ", "))};
+    }
+    return {};
+  });
+  section.read_checked("refault", refault_into(config.refault));
+  if (const toml::node* limits = section.get("limits")) {
+    if (!limits->is_table()) {
+      section.fail(*limits, "'limits' must be a table: [limits]");
+    } else if (auto error = parse_limits(*limits->as_table(), file, config)) {
+      return *error;
+    }
+  }
+  const toml::node* vms = section.get("vm");
+  if (vms != nullptr && !vms->is_array_of_tables()) {
+    section.fail(*vms, "'vm' must be tables: [[vm]]");
+  }
+  if (auto error = section.finish()) {
+    return *error;
+  }
+  if (vms != nullptr) {
+    std::set<std::string> names;
+    for (const toml::node& node : *vms->as_array()) {
+      Result<ConfiguredVm> vm = parse_vm(*node.as_table(), file, config);
+      if (!vm) {
+        return vm.error();
+      }
+      if (!names.insert(vm->spec.name).second) {
+        return Error{fmt::format("{}:{}: there are two VMs named '{}'", file,
+                                 node.source().begin.line, vm->spec.name)};
+      }
+      config.vms.push_back(std::move(*vm));
+    }
+  }
+  return config;
+}
+
+Result<Config> read_config(const std::string& file) {
+  std::ifstream in(file);
+  if (!in) {
+    return Error{fmt::format("cannot read the configuration {}: {}", file, std::strerror(errno))};
+  }
+  std::ostringstream text;
+  text << in.rdbuf();
+  return parse_config(text.str(), file);
+}
+
+}  // namespace fileballoon::host

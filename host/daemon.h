@@ -1,0 +1,87 @@
+// Daemon: the VMs of this host and what operators may do with them. It attaches and detaches, keeps
+// limits, remembers its VMs over a restart and finds them again, and attaches the VMs of the
+// configuration as soon as their processes are there. The control server calls it. Control thread
+// only; what blocks runs on worker threads.
+#pragma once
+
+#include <boost/json.hpp>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "host/asio.h"
+#include "host/config.h"
+#include "host/event_log.h"
+#include "host/rpc.h"
+#include "host/state_file.h"
+#include "host/vm.h"
+
+namespace fileballoon::host {
+
+class Daemon {
+ public:
+  /// Workers execute discards; attachers wait for QEMU's monitors. All arguments outlive this.
+  Daemon(asio::io_context& control, Vm::Workers& workers, asio::thread_pool& attachers,
+         const Config& config, EventLog& events);
+  ~Daemon();
+
+  /// Finds the VMs of the state file and of the configuration; then goes on looking for those that
+  /// are not there yet.
+  [[nodiscard]] asio::awaitable<void> start();
+  /// Lets go of every VM without a word to the guests; the state file keeps them.
+  void stop();
+
+  /// One call of the control socket (all but event subscriptions). Throws RpcFailure.
+  [[nodiscard]] asio::awaitable<boost::json::value> call(std::string_view method,
+                                                         const boost::json::object& params);
+
+ private:
+  /// A VM that should be managed and is not yet.
+  struct Waiting {
+    VmSpec spec;
+    std::optional<KnownVm> known;  // from the state file
+    std::optional<Limits> limits;  // likewise
+    const ConfiguredVm* configured = nullptr;
+    std::string reason;  // why it is not attached
+  };
+
+  [[nodiscard]] asio::awaitable<boost::json::value> attach(const boost::json::object& params);
+  [[nodiscard]] asio::awaitable<boost::json::value> detach(const boost::json::object& params);
+  [[nodiscard]] boost::json::value list() const;
+  [[nodiscard]] boost::json::value stats(const boost::json::object& params) const;
+  [[nodiscard]] boost::json::value mem_set(const boost::json::object& params);
+  [[nodiscard]] boost::json::value mem_floor(const boost::json::object& params);
+
+  /// attach_vm() on a worker thread.
+  [[nodiscard]] asio::awaitable<Result<Attachment>> attach_in_background(
+      VmSpec spec, std::optional<KnownVm> known);
+  /// Manages what was attached.
+  std::shared_ptr<Vm> adopt(Attachment attachment, const Limits& limits, std::string_view how);
+  [[nodiscard]] asio::awaitable<void> try_waiting();
+  [[nodiscard]] asio::awaitable<void> try_one(const std::string& name);
+  [[nodiscard]] asio::awaitable<void> look_for_waiting();
+  void vm_is_gone(const std::string& name, const Vm* vm);
+  void check_free(const VmSpec& spec) const;
+  [[nodiscard]] std::shared_ptr<Vm> find(const std::string& name) const;
+  [[nodiscard]] boost::json::value set_limits(Vm& vm, Bytes target, Bytes floor);
+  void save();
+
+  asio::io_context& control_;
+  Vm::Workers& workers_;
+  asio::thread_pool& attachers_;
+  const Config& config_;
+  EventLog& events_;
+  StateFile state_file_;
+  bool state_failing_ = false;
+  std::map<std::string, std::shared_ptr<Vm>> vms_;
+  std::map<std::string, Waiting> waiting_;
+  std::set<std::string> attaching_;  // names
+  std::set<pid_t> attaching_pids_;
+  bool stopping_ = false;
+};
+
+}  // namespace fileballoon::host

@@ -1,0 +1,62 @@
+#include "host/ram_owner.h"
+
+#include <sys/file.h>
+
+#include <cerrno>
+#include <utility>
+
+namespace fileballoon::host {
+namespace {
+
+/// `--refault kernel`: verify, punch, check the hole; the kernel answers refaults by itself.
+class KernelRamOwner final : public RamOwner {
+ public:
+  explicit KernelRamOwner(GuestRam ram) : ram_(std::move(ram)), discarder_(ram_) {}
+
+  DiscardOutcome discard(const BackingRange& range) override {
+    return discarder_.discard(range.backing, range.range);
+  }
+  Bytes footprint() const override { return ram_.footprint(); }
+  Bytes size() const override { return ram_.size(); }
+
+ private:
+  GuestRam ram_;
+  PunchDiscarder discarder_;  // refers to ram_
+};
+
+}  // namespace
+
+std::string_view to_string(RefaultMode mode) {
+  return mode == RefaultMode::kernel ? "kernel" : "uffd";
+}
+
+Result<RefaultMode> parse_refault_mode(std::string_view text) {
+  if (text == "kernel") {
+    return RefaultMode::kernel;
+  }
+  if (text == "uffd") {
+    return RefaultMode::uffd;
+  }
+  return Error{"unknown refault mode '" + std::string(text) + "'; write kernel or uffd"};
+}
+
+Result<std::unique_ptr<RamOwner>> make_ram_owner(RefaultMode mode, GuestRam ram,
+                                                 const RamLayout& /*layout*/) {
+  if (mode == RefaultMode::uffd) {
+    return Error{
+        "refault mode 'uffd' is not available in this version of fileballoond; use --refault "
+        "kernel"};
+  }
+  // The lock sits on our own open file description of the inode, so it ends with this process and
+  // no other daemon, whatever its control socket, can discard the same RAM meanwhile.
+  for (const Backing& backing : ram.backings()) {
+    if (::flock(backing.fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+      return Error{ram.process().label() +
+                   " is attached to another fileballoond already (its RAM is locked); detach it "
+                   "there first"};
+    }
+  }
+  return std::unique_ptr<RamOwner>(std::make_unique<KernelRamOwner>(std::move(ram)));
+}
+
+}  // namespace fileballoon::host

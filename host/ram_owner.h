@@ -1,0 +1,45 @@
+// RamOwner: the one component that discards, fills and measures a VM's RAM ("one owner"). The
+// daemon holds one per VM and knows nothing of how refaults are answered; which kind is made is
+// decided at attach (--refault). Sessions and reports are tested against a fake of it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "fileballoon/ram_layout.h"
+#include "uffd/discard.h"
+#include "uffd/guest_ram.h"
+
+namespace fileballoon::host {
+
+/// Who answers the first touch of an absent frame.
+enum class RefaultMode {
+  kernel,  ///< the kernel, with a zero page: no latency added
+  uffd,    ///< the daemon, through a userfaultfd in the VMM
+};
+
+[[nodiscard]] std::string_view to_string(RefaultMode mode);
+[[nodiscard]] Result<RefaultMode> parse_refault_mode(std::string_view text);
+
+class RamOwner {
+ public:
+  RamOwner() = default;
+  RamOwner(const RamOwner&) = delete;
+  RamOwner& operator=(const RamOwner&) = delete;
+  virtual ~RamOwner() = default;
+
+  /// Verifies and discards; blocks for the kernel's work. Thread-safe.
+  [[nodiscard]] virtual DiscardOutcome discard(const BackingRange& range) = 0;
+  /// Memory really behind the RAM now (allocated blocks). Thread-safe, cheap.
+  [[nodiscard]] virtual Bytes footprint() const = 0;
+  /// Size of the RAM: all backings. Constant.
+  [[nodiscard]] virtual Bytes size() const = 0;
+};
+
+/// Takes over `ram` for the VM. Fails, by name, where `mode` is not to be had for this VM. `layout`
+/// is the RAM that the owner may touch.
+[[nodiscard]] Result<std::unique_ptr<RamOwner>> make_ram_owner(RefaultMode mode, GuestRam ram,
+                                                               const RamLayout& layout);
+
+}  // namespace fileballoon::host

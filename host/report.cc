@@ -1,0 +1,50 @@
+#include "host/report.h"
+
+#include <string>
+
+namespace fileballoon::host {
+
+std::optional<std::string> report_violation(const wire::Report& report) {
+  std::uint64_t frames = 0;  // at most 4096 ranges of 32-bit counts: no overflow
+  for (const FrameRange& range : report.ranges) {
+    frames += range.count;
+  }
+  if (frames > wire::kMaxFramesPerReport) {
+    return "a report of " + std::to_string(frames) + " frames; the most is " +
+           std::to_string(wire::kMaxFramesPerReport);
+  }
+  return std::nullopt;
+}
+
+std::optional<std::vector<wire::RangeOutcome>> execute_report(const wire::Report& report,
+                                                              const RamLayout& layout,
+                                                              RamOwner& owner,
+                                                              const std::atomic<bool>& cancelled) {
+  std::vector<wire::RangeOutcome> outcomes;
+  outcomes.reserve(report.ranges.size());
+  std::vector<BackingRange> pieces;
+  GuestFrame next;  // ranges must start here or above
+  for (const FrameRange& range : report.ranges) {
+    if (cancelled.load(std::memory_order_relaxed)) {
+      return std::nullopt;
+    }
+    wire::RangeOutcome outcome;
+    pieces.clear();
+    if (range.first < next || !layout.translate(range, pieces)) {
+      outcome.refused = static_cast<std::uint32_t>(range.count);
+      outcomes.push_back(outcome);
+      continue;
+    }
+    for (const BackingRange& piece : pieces) {
+      const DiscardOutcome done = owner.discard(piece);
+      outcome.discarded += done.discarded;
+      outcome.not_zero += done.not_zero;
+      outcome.failed += done.failed;
+    }
+    next = range.end();
+    outcomes.push_back(outcome);
+  }
+  return outcomes;
+}
+
+}  // namespace fileballoon::host

@@ -1,0 +1,26 @@
+// What the daemon does with a REPORT: check every range against the guest's RAM, translate, have
+// the RAM's owner verify and discard, and say per range what became of it. Runs on a worker thread;
+// the guest is hostile, so a range that is not plain RAM in ascending order is refused and the rest
+// goes on.
+#pragma once
+
+#include <atomic>
+#include <optional>
+#include <vector>
+
+#include "fileballoon/wire.h"
+#include "host/ram_owner.h"
+
+namespace fileballoon::host {
+
+/// Whether `report` is within the protocol's bounds (number of frames); an error ends the session.
+[[nodiscard]] std::optional<std::string> report_violation(const wire::Report& report);
+
+/// Executes `report`; one outcome per range. Looks at `cancelled` before every range and returns
+/// nothing where it is set: the batch is then void, and what was discarded so far were zero pages.
+/// Blocks for the discards. Thread-safe where `owner` is.
+[[nodiscard]] std::optional<std::vector<wire::RangeOutcome>> execute_report(
+    const wire::Report& report, const RamLayout& layout, RamOwner& owner,
+    const std::atomic<bool>& cancelled);
+
+}  // namespace fileballoon::host

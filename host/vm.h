@@ -1,0 +1,122 @@
+// Vm: one managed guest. Owns its RAM, its session and its limits, keeps its channel connected for
+// as long as the VMM lives, executes reports on worker threads (one at a time and in order per VM,
+// a strand), and counts what became of them. All methods on the control thread; nothing here waits
+// for a discard.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <boost/json.hpp>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "host/asio.h"
+#include "host/attachment.h"
+#include "host/channel.h"
+#include "host/event_log.h"
+#include "host/guest_session.h"
+
+namespace fileballoon::host {
+
+/// What became of the frames that a guest reported, since the VM was attached.
+struct VmCounters {
+  std::uint64_t reports = 0;
+  std::uint64_t discarded = 0;  ///< frames; likewise below
+  std::uint64_t not_zero = 0;
+  std::uint64_t refused = 0;
+  std::uint64_t failed = 0;
+  std::uint64_t cancelled_reports = 0;
+  std::uint64_t sessions = 0;
+  std::uint64_t failed_sessions = 0;
+};
+
+class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::Delegate {
+ public:
+  using Clock = std::chrono::steady_clock;
+  using Workers = asio::thread_pool;
+
+  struct Options {
+    std::chrono::milliseconds write_timeout{10'000};
+  };
+
+  Vm(asio::io_context& control, Workers& workers, EventLog& events, Attachment attachment,
+     Limits limits, Options options);
+  ~Vm() override;
+
+  /// Starts the channel and the watch over the VMM; `on_gone` is called once if the VMM exits. The
+  /// Vm keeps itself alive until it has stopped.
+  void start(std::function<void()> on_gone);
+  /// Takes leave of the guest (ERROR "detached"), waits for work that runs, frees everything.
+  [[nodiscard]] asio::awaitable<void> detach();
+  /// Ends everything without a word to the guest: the daemon goes, and will be back.
+  void abandon();
+
+  [[nodiscard]] const VmSpec& spec() const { return spec_; }
+  [[nodiscard]] const KnownVm& known() const { return known_; }
+  [[nodiscard]] const std::vector<std::string>& warnings() const { return warnings_; }
+  [[nodiscard]] const Limits& limits() const { return limits_; }
+  [[nodiscard]] const VmCounters& counters() const { return counters_; }
+  [[nodiscard]] Bytes ram_size() const { return ram_size_; }
+  /// Allocated blocks, now.
+  [[nodiscard]] Bytes footprint() const;
+  /// Takes effect at once where a session stands, else when one does.
+  void set_limits(const Limits& limits);
+
+  /// "connected" (a session stands), "waiting for the guest" (channel open, no agent), or "no
+  /// channel".
+  [[nodiscard]] std::string state() const;
+  /// For `list` and `stats`.
+  [[nodiscard]] boost::json::object summary() const;
+  [[nodiscard]] boost::json::object stats() const;
+
+ private:
+  // GuestSession::Delegate
+  void on_established(const wire::Hello& hello, bool rebooted) override;
+  void on_session_over() override;
+  void on_report(GuestSession::Batch batch, wire::Report report) override;
+  void on_stats(const wire::Stats& stats) override;
+  void on_deflated(const wire::Deflated& deflated) override;
+
+  [[nodiscard]] asio::awaitable<void> keep_channel(LocalSocket first);
+  [[nodiscard]] asio::awaitable<void> watch_vmm();
+  void finish_report(GuestSession::Batch batch,
+                     std::optional<std::vector<wire::RangeOutcome>> outcomes);
+  void release_ram();
+  [[nodiscard]] boost::json::value guest_numbers() const;
+
+  asio::io_context& control_;
+  asio::strand<Workers::executor_type> worker_;
+  EventLog& events_;
+  Options options_;
+  VmSpec spec_;
+  KnownVm known_;
+  std::string vmm_;
+  std::vector<std::string> warnings_;
+  std::shared_ptr<RamOwner> ram_;  // shared with work in flight; null once the VMM is gone
+  Bytes ram_size_;
+  std::shared_ptr<const RamLayout> layout_;
+  UniqueFd first_channel_;
+  asio::posix::stream_descriptor pidfd_;
+  GuestSession session_;
+  std::shared_ptr<Channel> channel_;
+  std::function<void()> on_gone_;
+
+  Limits limits_;
+  std::uint64_t epoch_ = 0;
+  VmCounters counters_;
+  std::map<wire::StatKey, std::uint64_t> guest_stats_;
+  std::optional<Clock::time_point> guest_stats_at_;
+  std::shared_ptr<std::atomic<bool>> cancelled_;  // of the running session
+  std::size_t work_in_flight_ = 0;
+  bool stopping_ = false;
+  bool channel_loop_done_ = false;
+  std::string no_channel_because_;
+  Signal changed_;
+};
+
+}  // namespace fileballoon::host
