@@ -1,0 +1,211 @@
+// What a user would lose if these failed: guest data. Threads write to pages at the very moment
+// these are discarded; every write must still be there.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "tests/integration/uffd_own_memory.h"
+
+namespace fileballoon {
+namespace {
+
+using testing::MemoryKind;
+using testing::OwnMemory;
+
+struct StressResult {
+  std::uint64_t discarded = 0;
+  std::uint64_t freed = 0;
+  std::uint64_t writes = 0;
+  std::uint64_t lost = 0;
+};
+
+// Writers own one 8-byte slot each in every page. A writer puts a value into its slot, waits a
+// moment, checks that it is still there, and sets the slot back to zero, so that the page can be
+// discarded again. A discard that comes between a write and its check must leave the page alone.
+StressResult stress(OwnMemory& memory, Discarder& discarder, std::uint64_t wanted) {
+  constexpr int kWriters = 3;
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint64_t> writes{0};
+  std::atomic<std::uint64_t> lost{0};
+  std::vector<std::thread> writers;
+  for (int w = 0; w < kWriters; ++w) {
+    writers.emplace_back([&, w] {
+      std::mt19937_64 random(static_cast<unsigned>(w) + 1);
+      std::uint64_t value = 0;
+      std::uint64_t gone = 0;
+      while (!stop.load(std::memory_order_relaxed)) {
+        // A run of pages, so that writes meet discards often.
+        const std::uint64_t first = random() % (memory.pages() - 8);
+        ++value;
+        const auto slot = [&](std::uint64_t i) {
+          return std::atomic_ref(
+              reinterpret_cast<std::uint64_t*>(memory.page(first + i))[64 * w + 1]);
+        };
+        for (std::uint64_t i = 0; i < 8; ++i) {
+          slot(i).store(value, std::memory_order_relaxed);
+        }
+        std::this_thread::yield();
+        for (std::uint64_t i = 0; i < 8; ++i) {
+          if (slot(i).load(std::memory_order_relaxed) != value) {
+            ++gone;
+          }
+          slot(i).store(0, std::memory_order_relaxed);
+        }
+        writes.fetch_add(8, std::memory_order_relaxed);
+      }
+      lost += gone;
+    });
+  }
+  StressResult result;
+  std::mt19937_64 random(99);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(90);
+  // The writers must have had their share, too.
+  while ((result.freed < wanted || writes < wanted) &&
+         std::chrono::steady_clock::now() < deadline) {
+    const std::uint64_t count = 1 + random() % 64;
+    const std::uint64_t first = random() % (memory.pages() - count);
+    const DiscardOutcome outcome = discarder.discard(0, memory.range(first, count));
+    EXPECT_EQ(outcome.discarded + outcome.not_zero + outcome.failed, count);
+    result.discarded += outcome.discarded;
+    result.freed += outcome.freed;
+    // Bring some back, so that there is always something to free.
+    for (std::uint64_t i = 0; i < count; ++i) {
+      std::atomic_ref(reinterpret_cast<std::uint64_t*>(memory.page(first + i))[0])
+          .store(0, std::memory_order_relaxed);
+    }
+  }
+  stop = true;
+  for (auto& writer : writers) {
+    writer.join();
+  }
+  result.writes = writes;
+  result.lost = lost;
+  return result;
+}
+
+struct StressCase {
+  const char* name;
+  MemoryKind kind;
+  RefaultMode mode;
+};
+
+class DiscardStress : public ::testing::TestWithParam<StressCase> {};
+
+TEST_P(DiscardStress, EveryWriteSurvivesOneHundredThousandDiscards) {
+  OwnMemory::Options options;
+  options.kind = GetParam().kind;
+  options.size = Bytes::mib(4);
+  options.watch.mode = GetParam().mode;
+  OwnMemory memory(options);
+  FaultEngine engine(memory.ram(), {});
+  GuardedDiscarder discarder(memory.ram());
+  const StressResult result = stress(memory, discarder, 100'000);
+  EXPECT_GE(result.freed, 100'000U);
+  EXPECT_GE(result.writes, 100'000U);
+  EXPECT_EQ(result.lost, 0U) << "of " << result.writes << " writes";
+  EXPECT_GT(engine.stats().write_protect_faults, 0U)
+      << "no write ever met a discard: the test has shown nothing";
+  RecordProperty("discards", std::to_string(result.freed));
+  RecordProperty("writes", std::to_string(result.writes));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, DiscardStress,
+    ::testing::Values(StressCase{"MemfdEngine", MemoryKind::memfd, RefaultMode::engine},
+                      StressCase{"MemfdKernel", MemoryKind::memfd, RefaultMode::kernel},
+                      StressCase{"AnonymousEngine", MemoryKind::anonymous, RefaultMode::engine},
+                      StressCase{"AnonymousKernel", MemoryKind::anonymous, RefaultMode::kernel}),
+    [](const auto& info) { return info.param.name; });
+
+// The control: the same test sees losses when the arming is taken out, so it can see them.
+TEST(DiscardStressControl, WithoutArmingWritesAreLost) {
+  OwnMemory::Options options;
+  options.size = Bytes::mib(4);
+  OwnMemory memory(options);
+  FaultEngine engine(memory.ram(), {});
+  GuardedDiscarder discarder(memory.ram(), {.arm = false});
+  const StressResult result = stress(memory, discarder, 100'000);
+  EXPECT_GT(result.lost, 0U) << "of " << result.writes << " writes, " << result.freed
+                             << " discards";
+  RecordProperty("lost", std::to_string(result.lost));
+}
+
+TEST(GuardedDiscard, FreesZeroPagesAndLeavesDataAlone) {
+  for (const MemoryKind kind : {MemoryKind::memfd, MemoryKind::anonymous}) {
+    OwnMemory::Options options;
+    options.kind = kind;
+    options.size = Bytes::mib(8);
+    OwnMemory memory(options);
+    FaultEngine engine(memory.ram(), {});
+    GuardedDiscarder discarder(memory.ram());
+    memory.page(7)[123] = std::byte{1};
+    memory.page(600)[4095] = std::byte{2};
+    const DiscardOutcome outcome = discarder.discard(0, memory.all());
+    EXPECT_EQ(outcome, (DiscardOutcome{2046, 2, 0, 2046}));
+    EXPECT_EQ(memory.ram().frames(0).count(FrameState::absent), 2046U);
+    EXPECT_EQ(memory.page(7)[123], std::byte{1});
+    EXPECT_EQ(memory.page(600)[4095], std::byte{2});
+    // Again: nothing left to free, and nothing is counted as freed.
+    const DiscardOutcome again = discarder.discard(0, memory.all());
+    EXPECT_EQ(again, (DiscardOutcome{2046, 2, 0, 0}));
+  }
+}
+
+TEST(GuardedDiscard, ClipsWhatLiesOutsideTheObject) {
+  OwnMemory::Options options;
+  options.size = Bytes::mib(2);
+  OwnMemory memory(options);
+  FaultEngine engine(memory.ram(), {});
+  GuardedDiscarder discarder(memory.ram());
+  EXPECT_EQ(discarder.discard(0, memory.range(511, 10)), (DiscardOutcome{1, 0, 9, 1}));
+  EXPECT_EQ(discarder.discard(0, memory.range(5000, 10)), (DiscardOutcome{0, 0, 10, 0}));
+  EXPECT_EQ(discarder.discard(3, memory.range(0, 10)), (DiscardOutcome{0, 0, 10, 0}));
+}
+
+TEST(GuardedDiscard, LazilyFreedPagesKeepWhatIsWrittenLater) {
+  OwnMemory::Options options;
+  options.kind = MemoryKind::anonymous;
+  options.size = Bytes::mib(4);
+  options.lazy = true;
+  OwnMemory memory(options);
+  FaultEngine engine(memory.ram(), {});
+  GuardedDiscarder discarder(memory.ram());
+  EXPECT_EQ(discarder.discard(0, memory.all()).discarded, memory.pages());
+  EXPECT_EQ(memory.ram().frames(0).count(FrameState::absent), memory.pages());
+  memory.page(5)[0] = std::byte{9};
+  EXPECT_EQ(memory.ram().frames(0).state(5), FrameState::backed)
+      << "the write must be noticed, or the page would never be discarded again";
+  // The host takes what is lazily free; the written page must stay.
+  ASSERT_EQ(::madvise(memory.base(), options.size.count(), MADV_PAGEOUT), 0);
+  EXPECT_EQ(memory.page(5)[0], std::byte{9});
+  EXPECT_EQ(memory.page(6)[0], std::byte{0});
+  memory.page(5)[0] = std::byte{0};
+  const DiscardOutcome again = discarder.discard(0, memory.all());
+  EXPECT_EQ(again.not_zero, 0U);
+}
+
+TEST(PunchDiscard, CountsOnlyRealHoles) {
+  UniqueFd fd(::memfd_create("ram", MFD_CLOEXEC));
+  ASSERT_EQ(::ftruncate(fd.get(), 4 << 20), 0);
+  ASSERT_EQ(::fallocate(fd.get(), 0, 0, 4 << 20), 0);
+  std::vector<Backing> backings(1);
+  backings[0].fd = std::move(fd);
+  backings[0].size = Bytes::mib(4);
+  const int raw = backings[0].fd.get();
+  GuestRam ram = GuestRam::adopt(inspect_process(::getpid()).value(), std::move(backings));
+  PunchDiscarder discarder(ram);
+  const char data = 'x';
+  ASSERT_EQ(::pwrite(raw, &data, 1, 100 * 4096), 1);
+  EXPECT_EQ(ram.footprint(), Bytes::mib(4));
+  const DiscardOutcome outcome = discarder.discard(0, {HostOffset(0), Bytes::mib(4)});
+  EXPECT_EQ(outcome.discarded, 1023U);
+  EXPECT_EQ(outcome.not_zero, 1U);
+  EXPECT_EQ(ram.footprint(), Bytes(4096)) << "allocated but untouched pages must be freed, too";
+}
+
+}  // namespace
+}  // namespace fileballoon

@@ -1,0 +1,526 @@
+#include "uffd/fault_engine.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "uffd/range_filler.h"
+
+namespace fileballoon {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Messages taken in one read. More than the vCPUs of most guests, and small enough for the stack.
+constexpr std::size_t kBatch = 64;
+// Faults put aside; when full, no further messages are read until some are answered.
+constexpr std::size_t kDeferred = 1024;
+// A deferred fault is tried again after this at the latest.
+constexpr std::chrono::microseconds kRetry{20};
+// After ENOMEM: memory does not come back in microseconds, and retrying costs the host CPU time.
+constexpr std::chrono::microseconds kNoMemoryRetry{2000};
+// Refaulted ranges that wait for the control plane: at 1 MiB each 4 GiB of deflation.
+constexpr std::size_t kRing = 4096;
+
+unsigned usable_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? static_cast<unsigned>(CPU_COUNT(&set)) : 1;
+}
+
+}  // namespace
+
+const char* to_string(Resolver resolver) {
+  switch (resolver) {
+    case Resolver::zeropage:
+      return "zeropage";
+    case Resolver::populate:
+      return "populate";
+    case Resolver::fallocate:
+      return "fallocate";
+    case Resolver::continue_:
+      return "continue";
+  }
+  return "?";
+}
+
+// One thread and what it alone writes. Counters are atomics with one writer, read by stats().
+class FaultEngine::Reader {
+ public:
+  Reader(FaultEngine& engine, std::vector<std::uint32_t> shards)
+      : engine_(engine),
+        shards_(std::move(shards)),
+        filler_(engine.ram_, engine.options_.resolver, engine.source_),
+        window_(engine.options_.window) {
+    max_spin_ = usable_cpus() > 1 ? engine.options_.max_spin : std::chrono::microseconds(0);
+    spin_ = max_spin_;
+    polled_.reserve(shards_.size() + 1);
+    polled_.push_back({engine.stop_.get(), POLLIN, 0});
+    for (const std::uint32_t shard : shards_) {
+      polled_.push_back({engine.ram_.shards()[shard].fd(), POLLIN, 0});
+    }
+    thread_ = std::thread([this] { run(); });
+  }
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
+  ~Reader() { thread_.join(); }
+
+  void request_stop() { stop_.store(true, std::memory_order_relaxed); }
+
+  [[nodiscard]] bool serving() const { return serving_.load(std::memory_order_relaxed); }
+
+  struct Counters {
+    std::atomic<std::uint64_t> missing{0}, minor{0}, write_protect{0}, shared{0}, sequential{0},
+        window_used{0}, window_unused{0}, foreign{0}, deferred{0}, removes{0}, reads{0}, sleeps{0},
+        refaulted{0}, dropped{0};
+  };
+  [[nodiscard]] const Counters& counters() const { return counters_; }
+  [[nodiscard]] const LatencyHistogram& latency() const { return latency_; }
+  [[nodiscard]] const RangeFiller::Counters& filler_counters() const { return filler_.counters(); }
+
+  template <class Visit>
+  bool drain(Visit&& visit) {
+    const std::uint64_t written = ring_written_.load(std::memory_order_acquire);
+    while (ring_read_.load(std::memory_order_relaxed) < written) {
+      const std::uint64_t at = ring_read_.load(std::memory_order_relaxed);
+      const Refault refault = ring_[at % kRing];
+      ring_read_.store(at + 1, std::memory_order_release);
+      visit(refault.object,
+            HostRange{HostOffset(refault.first * kPageSize), Bytes::pages(refault.count)});
+    }
+    return counters_.dropped.exchange(0, std::memory_order_relaxed) == 0;
+  }
+
+ private:
+  struct Fault {
+    std::uint64_t address = 0;
+    std::uint64_t flags = 0;
+    std::uint32_t shard = 0;
+    Clock::time_point read_at{};
+  };
+  struct Refault {
+    std::uint32_t object = 0;
+    std::uint32_t count = 0;
+    std::uint64_t first = 0;
+  };
+  enum class Answer { done, later, no_memory };
+
+  static void bump(std::atomic<std::uint64_t>& counter, std::uint64_t n = 1) {
+    counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
+
+  void run();
+  bool read_all();
+  void take(std::uint32_t shard, const uffd_msg& message, Clock::time_point now);
+  void answer_or_defer(const Fault& fault);
+  void retry_deferred();
+  void sleep();
+  [[nodiscard]] Answer answer(const Fault& fault);
+  [[nodiscard]] Answer answer_missing(const WatchedRam::Region& region, std::uint64_t address,
+                                      bool minor);
+  [[nodiscard]] Answer answer_write_protect(const WatchedRam::Region& region,
+                                            std::uint64_t address);
+  void removed(std::uint64_t start, std::uint64_t end);
+  void report(std::uint32_t object, std::uint64_t first, std::uint32_t count);
+
+  FaultEngine& engine_;
+  std::vector<std::uint32_t> shards_;
+  RangeFiller filler_;
+  RefaultWindow window_;
+  std::chrono::microseconds max_spin_;
+  std::chrono::microseconds spin_;
+  std::vector<pollfd> polled_;
+  std::array<Fault, kDeferred> deferred_{};
+  std::size_t deferred_count_ = 0;
+  bool out_of_memory_ = false;
+  // Ranges filled and woken since the messages at hand were read: their faults are answered.
+  std::array<AddressRange, kBatch> answered_{};
+  std::size_t answered_count_ = 0;
+  Counters counters_;
+  LatencyHistogram latency_;
+  std::array<Refault, kRing> ring_{};
+  std::atomic<std::uint64_t> ring_written_{0};
+  std::atomic<std::uint64_t> ring_read_{0};
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> serving_{true};
+  std::thread thread_;  // last: starts when all else is there
+};
+
+void FaultEngine::Reader::run() {
+  ::pthread_setname_np(::pthread_self(), "fb-faults");
+  auto active = Clock::now();
+  unsigned idle_reads = 0;
+  while (!stop_.load(std::memory_order_relaxed) && serving()) {
+    if (read_all()) {
+      idle_reads = 0;
+      active = Clock::now();
+      continue;
+    }
+    if (deferred_count_ > 0) {
+      retry_deferred();
+      if (deferred_count_ > 0) {
+        const auto pause = out_of_memory_ ? kNoMemoryRetry : kRetry;
+        const timespec wait{0, std::chrono::nanoseconds(pause).count()};
+        (void)::ppoll(polled_.data(), out_of_memory_ ? 1 : polled_.size(), &wait, nullptr);
+      }
+      active = Clock::now();
+      continue;
+    }
+    // Looking at the clock costs as much as a read; once in eight is exact enough.
+    if (++idle_reads % 8 != 0 || Clock::now() - active < spin_) {
+      if (spin_.count() > 0) {
+        continue;
+      }
+    }
+    const auto slept = Clock::now();
+    sleep();
+    active = Clock::now();
+    // As with the kernel's halt polling: a wake-up soon after going to sleep says that a longer
+    // spin would have caught it; a long sleep says that spinning was for nothing.
+    if (active - slept < max_spin_) {
+      spin_ = std::min(max_spin_, std::max(spin_ * 2, std::chrono::microseconds(10)));
+    } else {
+      spin_ /= 2;
+    }
+  }
+}
+
+void FaultEngine::Reader::sleep() {
+  bump(counters_.sleeps);
+  if (::poll(polled_.data(), polled_.size(), -1) < 0 && errno != EINTR) {
+    serving_.store(false, std::memory_order_relaxed);
+  }
+  for (std::size_t i = 1; i < polled_.size(); ++i) {
+    // POLLERR: the descriptor blocks or was never negotiated; POLLNVAL: closed.
+    if ((polled_[i].revents & (POLLERR | POLLNVAL)) != 0) {
+      serving_.store(false, std::memory_order_relaxed);
+    }
+  }
+}
+
+bool FaultEngine::Reader::read_all() {
+  bool any = false;
+  for (const std::uint32_t shard : shards_) {
+    if (deferred_count_ + kBatch > kDeferred) {
+      break;
+    }
+    std::array<uffd_msg, kBatch> messages;
+    std::size_t count = 0;
+    switch (engine_.ram_.shards()[shard].read(messages, count)) {
+      case UffdRead::empty:
+        continue;
+      case UffdRead::closed:
+        serving_.store(false, std::memory_order_relaxed);
+        return any;
+      case UffdRead::messages:
+        break;
+    }
+    any = true;
+    bump(counters_.reads);
+    const auto now = Clock::now();
+    answered_count_ = 0;
+    // Events first: the kernel hands out faults before events, but a fault in a range that a
+    // REMOVE in the same batch names must be answered as removed.
+    for (std::size_t i = 0; i < count; ++i) {
+      if (messages[i].event != UFFD_EVENT_PAGEFAULT) {
+        take(shard, messages[i], now);
+      }
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      if (messages[i].event == UFFD_EVENT_PAGEFAULT) {
+        take(shard, messages[i], now);
+      }
+    }
+  }
+  return any;
+}
+
+void FaultEngine::Reader::take(std::uint32_t shard, const uffd_msg& message,
+                               Clock::time_point now) {
+  switch (message.event) {
+    case UFFD_EVENT_PAGEFAULT:
+      answer_or_defer({message.arg.pagefault.address & ~(kPageSize - 1),
+                       message.arg.pagefault.flags, shard, now});
+      break;
+    case UFFD_EVENT_REMOVE:
+      bump(counters_.removes);
+      removed(message.arg.remove.start, message.arg.remove.end);
+      break;
+    case UFFD_EVENT_UNMAP:
+      for (const auto& region : engine_.ram_.regions()) {
+        if (region.where.start < message.arg.remove.end &&
+            message.arg.remove.start < region.where.end()) {
+          engine_.ram_.mark_lost(region.object);
+        }
+      }
+      break;
+    case UFFD_EVENT_REMAP:
+      if (const auto* region = engine_.ram_.find(message.arg.remap.from)) {
+        engine_.ram_.mark_lost(region->object);
+      }
+      break;
+    case UFFD_EVENT_FORK:
+      // Never asked for; the child's descriptor would leak into this process otherwise.
+      UniqueFd(static_cast<int>(message.arg.fork.ufd));
+      break;
+    default:
+      break;
+  }
+}
+
+void FaultEngine::Reader::answer_or_defer(const Fault& fault) {
+  const Answer result = answer(fault);
+  if (result == Answer::done) {
+    latency_.add(Clock::now() - fault.read_at);
+    return;
+  }
+  out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
+  bump(counters_.deferred);
+  deferred_[deferred_count_++] = fault;  // there is room: see read_all()
+}
+
+void FaultEngine::Reader::retry_deferred() {
+  out_of_memory_ = false;
+  answered_count_ = 0;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < deferred_count_; ++i) {
+    const Answer result = answer(deferred_[i]);
+    if (result == Answer::done) {
+      latency_.add(Clock::now() - deferred_[i].read_at);
+    } else {
+      out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
+      deferred_[kept++] = deferred_[i];
+    }
+  }
+  deferred_count_ = kept;
+}
+
+FaultEngine::Reader::Answer FaultEngine::Reader::answer(const Fault& fault) {
+  WatchedRam& ram = engine_.ram_;
+  const WatchedRam::Region* region = ram.find(fault.address);
+  if (region == nullptr) {
+    // Watched by this descriptor and not by our book: let the thread try again.
+    (void)ram.shards()[fault.shard].wake({fault.address, Bytes(kPageSize)});
+    return Answer::done;
+  }
+  if ((fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0) {
+    return answer_write_protect(*region, fault.address);
+  }
+  return answer_missing(*region, fault.address, (fault.flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0);
+}
+
+FaultEngine::Reader::Answer FaultEngine::Reader::answer_write_protect(
+    const WatchedRam::Region& region, std::uint64_t address) {
+  WatchedRam& ram = engine_.ram_;
+  const std::unique_lock lock(
+      ram.locks().of(region.object, HostOffset(region.page_of(address) * kPageSize)),
+      std::try_to_lock);
+  if (!lock.owns_lock()) {
+    return Answer::later;
+  }
+  // Nobody is discarding this page now. Where it has been punched meanwhile, the retry arrives as
+  // MISSING (kernel mode: is answered by the kernel).
+  const UffdOutcome outcome =
+      ram.shard_of(region).unprotect({address, Bytes(kPageSize)}, Wake::yes);
+  if (outcome.status == UffdStatus::again) {
+    return Answer::later;
+  }
+  if (outcome.status != UffdStatus::done) {
+    ram.mark_lost(region.object);
+    (void)ram.shard_of(region).wake({address, Bytes(kPageSize)});
+  }
+  if (ram.objects()[region.object].lazy) {
+    (void)ram.frames(region.object)
+        .change(region.page_of(address), FrameState::absent, FrameState::backed);
+  }
+  bump(counters_.write_protect);
+  return Answer::done;
+}
+
+FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam::Region& region,
+                                                                std::uint64_t address, bool minor) {
+  for (std::size_t i = 0; i < answered_count_; ++i) {
+    if (answered_[i].contains(address)) {
+      bump(counters_.shared);
+      return Answer::done;  // it was woken after its message had been read
+    }
+  }
+  WatchedRam& ram = engine_.ram_;
+  const std::uint64_t page = region.page_of(address);
+  const std::unique_lock lock(ram.locks().of(region.object, HostOffset(page * kPageSize)),
+                              std::try_to_lock);
+  if (!lock.owns_lock()) {
+    return Answer::later;
+  }
+  FrameMap& frames = ram.frames(region.object);
+  const FrameState state = frames.state(page);
+  std::uint64_t first = page;
+  std::uint32_t count = 1;
+  if (minor || state == FrameState::backed || state == FrameState::guarded) {
+    if (!minor) {
+      bump(counters_.foreign);
+    }
+  } else {
+    const RefaultWindow::Answer wanted = window_.next(region.object, page);
+    // Clipped to what is in the same state around the page, the region, and the lock's piece.
+    const std::uint64_t piece = RangeLocks::kPiece.whole_pages();
+    const std::uint64_t low =
+        std::max({wanted.first, page / piece * piece, region.offset.bytes() / kPageSize});
+    const std::uint64_t high = std::min({wanted.first + wanted.count, (page / piece + 1) * piece,
+                                         region.page_of(region.where.end() - kPageSize) + 1});
+    while (first > low && frames.state(first - 1) == state) {
+      --first;
+    }
+    count = static_cast<std::uint32_t>(page - first + frames.run(page, high - page, state));
+  }
+  const RangeFiller::Request request{&region, first, count, page, state, minor};
+  const RangeFiller::Outcome outcome = filler_.fill(request);
+  switch (outcome.status) {
+    case RangeFiller::Status::later:
+      return Answer::later;
+    case RangeFiller::Status::no_memory:
+      return Answer::no_memory;
+    case RangeFiller::Status::gone:
+      ram.mark_lost(region.object);
+      return Answer::done;
+    case RangeFiller::Status::filled:
+      break;
+  }
+  const AddressRange filled{region.address_of(outcome.first), Bytes::pages(outcome.count)};
+  if (answered_count_ < answered_.size()) {
+    answered_[answered_count_++] = filled;
+  }
+  bump(minor ? counters_.minor : counters_.missing);
+  if (state == FrameState::absent || state == FrameState::paged) {
+    frames.set(outcome.first, outcome.count, FrameState::backed);
+    window_.filled(outcome.first, outcome.count);
+    counters_.sequential.store(window_.counters().sequential, std::memory_order_relaxed);
+    counters_.window_used.store(window_.counters().used, std::memory_order_relaxed);
+    counters_.window_unused.store(window_.counters().unused, std::memory_order_relaxed);
+    report(region.object, outcome.first, outcome.count);
+  }
+  return Answer::done;
+}
+
+void FaultEngine::Reader::removed(std::uint64_t start, std::uint64_t end) {
+  WatchedRam& ram = engine_.ram_;
+  for (const auto& region : ram.regions()) {
+    const std::uint64_t low = std::max(start, region.where.start);
+    const std::uint64_t high = std::min(end, region.where.end());
+    if (low < high) {
+      ram.frames(region.object)
+          .set(region.page_of(low), (high - low) / kPageSize, FrameState::absent);
+    }
+  }
+}
+
+void FaultEngine::Reader::report(std::uint32_t object, std::uint64_t first, std::uint32_t count) {
+  bump(counters_.refaulted, count);
+  const std::uint64_t at = ring_written_.load(std::memory_order_relaxed);
+  if (at - ring_read_.load(std::memory_order_acquire) >= kRing) {
+    counters_.dropped.fetch_add(1, std::memory_order_relaxed);
+  } else {
+    ring_[at % kRing] = {object, count, first};
+    ring_written_.store(at + 1, std::memory_order_release);
+  }
+  if (!engine_.deflation_signalled_.exchange(true, std::memory_order_acq_rel)) {
+    const std::uint64_t one = 1;
+    (void)!::write(engine_.deflation_.get(), &one, sizeof one);
+  }
+}
+
+FaultEngine::FaultEngine(WatchedRam& ram, Options options, PageSource* source)
+    : ram_(ram),
+      options_(options),
+      source_(source),
+      stop_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      deflation_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (!stop_.valid() || !deflation_.valid()) {
+    throw std::system_error(errno, std::generic_category(), "eventfd for the fault engine");
+  }
+  const auto shards = static_cast<unsigned>(ram.shards().size());
+  const unsigned wanted =
+      options.readers != 0 ? std::min(options.readers, shards) : std::min(shards, usable_cpus());
+  for (unsigned i = 0; i < wanted; ++i) {
+    std::vector<std::uint32_t> mine;
+    for (unsigned shard = i; shard < shards; shard += wanted) {
+      mine.push_back(shard);
+    }
+    readers_.push_back(std::make_unique<Reader>(*this, std::move(mine)));
+  }
+}
+
+FaultEngine::~FaultEngine() {
+  for (const auto& reader : readers_) {
+    reader->request_stop();
+  }
+  const std::uint64_t one = 1;
+  (void)!::write(stop_.get(), &one, sizeof one);
+}
+
+bool FaultEngine::serving() const {
+  return std::all_of(readers_.begin(), readers_.end(),
+                     [](const auto& reader) { return reader->serving(); });
+}
+
+std::uint64_t FaultEngine::refaulted_pages() const {
+  std::uint64_t sum = 0;
+  for (const auto& reader : readers_) {
+    sum += reader->counters().refaulted.load(std::memory_order_relaxed);
+  }
+  return sum;
+}
+
+bool FaultEngine::drain(const std::function<void(std::uint32_t, HostRange)>& visit) {
+  std::uint64_t ignored = 0;
+  (void)!::read(deflation_.get(), &ignored, sizeof ignored);
+  deflation_signalled_.store(false, std::memory_order_release);
+  bool complete = true;
+  for (const auto& reader : readers_) {
+    complete = reader->drain(visit) && complete;
+  }
+  return complete;
+}
+
+EngineStats FaultEngine::stats() const {
+  EngineStats sum;
+  const auto get = [](const std::atomic<std::uint64_t>& counter) {
+    return counter.load(std::memory_order_relaxed);
+  };
+  for (const auto& reader : readers_) {
+    const auto& c = reader->counters();
+    const auto& f = reader->filler_counters();
+    sum.missing_faults += get(c.missing);
+    sum.minor_faults += get(c.minor);
+    sum.write_protect_faults += get(c.write_protect);
+    sum.shared_answers += get(c.shared);
+    sum.sequential += get(c.sequential);
+    sum.pages_filled += get(f.pages);
+    sum.window_used += get(c.window_used);
+    sum.window_unused += get(c.window_unused);
+    sum.content_pages += get(f.content_pages);
+    sum.foreign_faults += get(c.foreign);
+    sum.already_present += get(f.already_present);
+    sum.deferred += get(c.deferred);
+    sum.no_memory += get(f.no_memory);
+    sum.vanished += get(f.vanished);
+    sum.remove_events += get(c.removes);
+    sum.reads += get(c.reads);
+    sum.sleeps += get(c.sleeps);
+    // Of several readers the slowest is shown: quantiles do not add up.
+    sum.p50 = std::max(sum.p50, reader->latency().quantile(0.5));
+    sum.p90 = std::max(sum.p90, reader->latency().quantile(0.9));
+    sum.p99 = std::max(sum.p99, reader->latency().quantile(0.99));
+    sum.p999 = std::max(sum.p999, reader->latency().quantile(0.999));
+  }
+  return sum;
+}
+
+}  // namespace fileballoon

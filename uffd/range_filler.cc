@@ -1,0 +1,204 @@
+#include "uffd/range_filler.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "uffd/fault_engine.h"
+
+namespace fileballoon {
+namespace {
+
+void bump(std::atomic<std::uint64_t>& counter, std::uint64_t n = 1) {
+  counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+}
+
+AddressRange one_page(std::uint64_t address) { return {address, Bytes(kPageSize)}; }
+
+}  // namespace
+
+RangeFiller::RangeFiller(WatchedRam& ram, Resolver resolver, PageSource* source)
+    : ram_(ram), resolver_(resolver), source_(source), own_(ram.objects().size(), nullptr) {
+  if (resolver != Resolver::populate) {
+    return;
+  }
+  for (std::size_t i = 0; i < own_.size(); ++i) {
+    const RamObject& object = ram.objects()[i];
+    if (object.fd < 0) {
+      continue;
+    }
+    void* at =
+        ::mmap(nullptr, object.size.count(), PROT_READ | PROT_WRITE, MAP_SHARED, object.fd, 0);
+    if (at == MAP_FAILED) {
+      throw std::system_error(errno, std::generic_category(), "mapping guest RAM for filling");
+    }
+    own_[i] = at;
+  }
+}
+
+RangeFiller::~RangeFiller() {
+  for (std::size_t i = 0; i < own_.size(); ++i) {
+    if (own_[i] != nullptr) {
+      ::munmap(own_[i], ram_.objects()[i].size.count());
+    }
+  }
+}
+
+RangeFiller::Outcome RangeFiller::fill(const Request& request) {
+  if (request.state == FrameState::paged && source_ != nullptr) {
+    return fill_content(request);
+  }
+  Outcome outcome = fill_range(request);
+  if (outcome.status == Status::no_memory && request.count > 1) {
+    // The host is short: bring back what is waited for, and nothing ahead.
+    Request single = request;
+    single.first = request.fault;
+    single.count = 1;
+    outcome = fill_range(single);
+  }
+  if (outcome.status == Status::filled) {
+    bump(counters_.pages, outcome.count);
+  } else if (outcome.status == Status::no_memory) {
+    bump(counters_.no_memory);
+  } else if (outcome.status == Status::gone) {
+    bump(counters_.vanished);
+  }
+  return outcome;
+}
+
+RangeFiller::Outcome RangeFiller::fill_range(const Request& request) {
+  const WatchedRam::Region& region = *request.region;
+  const Userfaultfd& uffd = ram_.shard_of(region);
+  const AddressRange range{region.address_of(request.first), Bytes::pages(request.count)};
+  const bool shared = ram_.objects()[region.object].fd >= 0;
+  UffdStatus status = UffdStatus::done;
+  if (request.minor) {
+    status = uffd.continue_(range, Wake::yes).status;
+    if (status == UffdStatus::exists) {
+      status = uffd.wake(range).status;
+    } else if (status == UffdStatus::poisoned) {
+      // Punched since the fault: no page to continue with. The retry arrives as MISSING.
+      status = uffd.wake(range).status;
+    }
+  } else if (resolver_ == Resolver::zeropage || !shared) {
+    status = zeropages(uffd, range);
+  } else {
+    status = back(request, resolver_ == Resolver::continue_);
+  }
+  switch (status) {
+    case UffdStatus::done:
+      return {Status::filled, request.first, request.count};
+    case UffdStatus::again:
+      return {Status::later, 0, 0};
+    case UffdStatus::no_memory:
+      return {Status::no_memory, 0, 0};
+    default:
+      // Unmapped, remapped, or the process is exiting: the thread's retry finds out for itself.
+      (void)uffd.wake(one_page(region.address_of(request.fault)));
+      return {Status::gone, 0, 0};
+  }
+}
+
+// Every part of the range is mapped and woken when this returns `done`.
+UffdStatus RangeFiller::zeropages(const Userfaultfd& uffd, AddressRange range) {
+  while (range.size.count() > 0) {
+    const UffdOutcome outcome = uffd.zeropage(range, Wake::yes);
+    if (outcome.status == UffdStatus::done) {
+      return UffdStatus::done;
+    }
+    range.start += outcome.completed.count();
+    range.size = range.size - outcome.completed;
+    if (outcome.completed.count() > 0) {
+      continue;  // the next call says what stopped this one
+    }
+    if (outcome.status != UffdStatus::exists) {
+      return outcome.status;
+    }
+    bump(counters_.already_present);
+    (void)uffd.wake(one_page(range.start));
+    range.start += kPageSize;
+    range.size = range.size - Bytes(kPageSize);
+  }
+  return UffdStatus::done;
+}
+
+// Puts memory into the object itself; the VMM's page tables follow by CONTINUE or by themselves.
+UffdStatus RangeFiller::back(const Request& request, bool continue_after) {
+  const WatchedRam::Region& region = *request.region;
+  const RamObject& object = ram_.objects()[region.object];
+  const Userfaultfd& uffd = ram_.shard_of(region);
+  AddressRange range{region.address_of(request.first), Bytes::pages(request.count)};
+  const std::uint64_t offset = request.first * kPageSize;
+  int result = 0;
+  if (resolver_ == Resolver::populate) {
+    // MADV_POPULATE_WRITE (5.14) allocates and maps the pages here.
+    result = ::madvise(static_cast<char*>(own_[region.object]) + offset, range.size.count(),
+                       MADV_POPULATE_WRITE);
+  } else {
+    result = ::fallocate(object.fd, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                         static_cast<off_t>(range.size.count()));
+  }
+  if (result != 0) {
+    if (errno == EINTR || errno == EAGAIN) {
+      return UffdStatus::again;
+    }
+    return UffdStatus::no_memory;  // ENOMEM, ENOSPC; EFAULT where a tmpfs is full (SIGBUS
+                                   // otherwise)
+  }
+  if (!continue_after) {
+    return uffd.wake(range).status;
+  }
+  while (range.size.count() > 0) {
+    const UffdOutcome outcome = uffd.continue_(range, Wake::yes);
+    if (outcome.status == UffdStatus::done) {
+      return UffdStatus::done;
+    }
+    range.start += outcome.completed.count();
+    range.size = range.size - outcome.completed;
+    if (outcome.completed.count() > 0) {
+      continue;
+    }
+    if (outcome.status != UffdStatus::exists) {
+      return outcome.status;
+    }
+    bump(counters_.already_present);
+    (void)uffd.wake(one_page(range.start));
+    range.start += kPageSize;
+    range.size = range.size - Bytes(kPageSize);
+  }
+  return UffdStatus::done;
+}
+
+RangeFiller::Outcome RangeFiller::fill_content(const Request& request) {
+  const WatchedRam::Region& region = *request.region;
+  const Userfaultfd& uffd = ram_.shard_of(region);
+  const std::uint64_t address = region.address_of(request.fault);
+  const void* content = source_->page(region.object, request.fault);
+  if (content == nullptr) {
+    return {Status::later, 0, 0};
+  }
+  const UffdOutcome outcome = uffd.copy(one_page(address), content, Wake::yes);
+  switch (outcome.status) {
+    case UffdStatus::done:
+      bump(counters_.content_pages);
+      return {Status::filled, request.fault, 1};
+    case UffdStatus::exists:
+      bump(counters_.already_present);
+      (void)uffd.wake(one_page(address));
+      return {Status::filled, request.fault, 1};
+    case UffdStatus::again:
+      return {Status::later, 0, 0};
+    case UffdStatus::no_memory:
+      bump(counters_.no_memory);
+      return {Status::no_memory, 0, 0};
+    default:
+      bump(counters_.vanished);
+      (void)uffd.wake(one_page(address));
+      return {Status::gone, 0, 0};
+  }
+}
+
+}  // namespace fileballoon
