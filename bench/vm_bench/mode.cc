@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 
+#include "bench/vm_bench/fileballoon_mode.h"
 #include "bench/vm_bench/peer_modes.h"
 
 namespace fileballoon::bench {
@@ -14,6 +15,7 @@ const std::vector<std::string>& mode_names() {
 
 std::unique_ptr<Mode> make_mode(const std::string& name) {
   if (name == "none") return std::make_unique<NoneMode>();
+  if (name == "fileballoon") return std::make_unique<FileballoonMode>("kernel");
   if (name == "virtio-balloon") return std::make_unique<VirtioBalloonMode>();
   if (name == "free-page-reporting") return std::make_unique<FreePageReportingMode>();
   std::string known;

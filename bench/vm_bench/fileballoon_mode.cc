@@ -1,0 +1,46 @@
+#include "bench/vm_bench/fileballoon_mode.h"
+
+#include <chrono>
+#include <stdexcept>
+#include <thread>
+
+namespace fileballoon::bench {
+namespace {
+
+constexpr const char* kVm = "guest";
+constexpr auto kConnectLimit = std::chrono::seconds(20);
+
+}  // namespace
+
+void FileballoonMode::start(vmkit::Vm& vm) {
+  Mode::start(vm);
+  daemon_ = std::make_unique<vmkit::Daemon>();
+  daemon_->attach(kVm, vm, refault_);
+  agent_ = std::make_unique<vmkit::Agent>(vm);
+  agent_->mount();
+  const auto deadline = std::chrono::steady_clock::now() + kConnectLimit;
+  while (daemon_->stats(kVm).at("state") != "connected") {
+    if (std::chrono::steady_clock::now() > deadline) {
+      throw std::runtime_error("agent and daemon do not find each other\n" + daemon_->log_tail());
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+void FileballoonMode::request(Bytes size) { daemon_->set_target(kVm, size); }
+
+// What the daemon has discarded and seen to be gone. Exact while the balloon only grows, which is
+// when a scenario asks.
+Bytes FileballoonMode::inflated() {
+  return Bytes::pages(daemon_->counter(kVm, "frames_discarded"));
+}
+
+std::uint64_t FileballoonMode::yielded_pages() { return agent_->number("evicted_pages"); }
+
+double FileballoonMode::helper_cpu_seconds() const { return daemon_->process().cpu_seconds(); }
+
+double FileballoonMode::helper_rss_mib() const {
+  return static_cast<double>(daemon_->process().rss_kib()) / 1024;
+}
+
+}  // namespace fileballoon::bench

@@ -1,0 +1,105 @@
+#include "tests/vm/kit/daemon.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <chrono>
+#include <fstream>
+#include <stdexcept>
+#include <thread>
+
+#include "tests/vm/kit/guest_image.h"
+
+namespace fileballoon::vmkit {
+namespace {
+
+constexpr auto kStartLimit = std::chrono::seconds(20);
+constexpr auto kStopLimit = std::chrono::seconds(10);
+
+}  // namespace
+
+Daemon::Daemon(std::string config) : dir_("daemon"), socket_(dir_.file("control.sock")) {
+  std::ofstream file(dir_.file("fileballoond.toml"));
+  file << "socket = \"" << socket_ << "\"\nstate_dir = \"" << dir_.file("state") << "\"\n"
+       << config << '\n';
+  file.close();
+  start();
+}
+
+void Daemon::start() {
+  control_.reset();
+  process_ = std::make_unique<ChildProcess>(
+      std::vector<std::string>{daemon_path(), "--config", dir_.file("fileballoond.toml")},
+      dir_.file("log"));
+  const auto deadline = std::chrono::steady_clock::now() + kStartLimit;
+  while (true) {
+    auto client = host::JsonLineClient::connect(socket_);
+    if (client) {
+      control_ = std::make_unique<host::JsonLineClient>(*std::move(client));
+      return;
+    }
+    if (!process_->running() || std::chrono::steady_clock::now() > deadline) {
+      throw std::runtime_error("fileballoond does not come up: " + client.error().message + "\n" +
+                               log_tail());
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+void Daemon::kill() {
+  control_.reset();
+  process_->signal(SIGKILL);
+  process_->wait(kStopLimit);
+}
+
+bool Daemon::terminate() {
+  control_.reset();
+  process_->signal(SIGTERM);
+  const auto status = process_->wait(kStopLimit);
+  return status && WIFEXITED(*status) && WEXITSTATUS(*status) == 0;
+}
+
+host::JsonLineClient& Daemon::control() {
+  if (!control_) throw std::runtime_error("fileballoond is not running");
+  return *control_;
+}
+
+boost::json::value Daemon::call(std::string_view method, Object params) {
+  auto answer = control().call(method, std::move(params));
+  if (!answer) {
+    throw std::runtime_error(std::string(method) + ": " + answer.error().message +
+                             (process_->running() ? "" : "\n" + log_tail()));
+  }
+  return *std::move(answer);
+}
+
+CommandResult Daemon::ctl(std::vector<std::string> words) {
+  std::vector<std::string> argv{ctl_path(), "--socket", socket_};
+  argv.insert(argv.end(), words.begin(), words.end());
+  return run_command(argv);
+}
+
+void Daemon::attach(const std::string& name, const Vm& vm, const std::string& refault) {
+  call("attach", {{"name", name},
+                  {"pid", vm.pid()},
+                  {"channel", vm.channel_socket()},
+                  {"qmp", vm.daemon_qmp_socket()},
+                  {"refault", refault}});
+}
+
+void Daemon::set_target(const std::string& name, Bytes target) {
+  const Bytes ram(stats(name).at("ram_bytes").to_number<std::uint64_t>());
+  call("mem-set", {{"name", name}, {"size", (ram - target).count()}});
+}
+
+Daemon::Object Daemon::stats(const std::string& name) {
+  return call("stats", {{"name", name}}).as_object();
+}
+
+std::uint64_t Daemon::counter(const std::string& name, std::string_view counter) {
+  return stats(name).at("counters").as_object().at(counter).to_number<std::uint64_t>();
+}
+
+std::string Daemon::log_tail(std::size_t lines) const { return tail_of(dir_.file("log"), lines); }
+
+}  // namespace fileballoon::vmkit
