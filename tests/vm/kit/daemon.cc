@@ -92,6 +92,12 @@ void Daemon::set_target(const std::string& name, Bytes target) {
   call("mem-set", {{"name", name}, {"size", (ram - target).count()}});
 }
 
+void Daemon::set_floor(const std::string& name, Bytes floor) {
+  call("mem-floor", {{"name", name}, {"size", floor.count()}});
+}
+
+bool Daemon::connected(const std::string& name) { return stats(name).at("state") == "connected"; }
+
 Daemon::Object Daemon::stats(const std::string& name) {
   return call("stats", {{"name", name}}).as_object();
 }

@@ -41,7 +41,10 @@ class Daemon {
   void attach(const std::string& name, const Vm& vm, const std::string& refault = "kernel");
   /// Sets the balloon's target: the footprint asked for is RAM minus that.
   void set_target(const std::string& name, Bytes target);
+  void set_floor(const std::string& name, Bytes floor);
   [[nodiscard]] Object stats(const std::string& name);
+  /// True while an agent's session stands.
+  [[nodiscard]] bool connected(const std::string& name);
   /// One number of stats()["counters"].
   [[nodiscard]] std::uint64_t counter(const std::string& name, std::string_view counter);
 
