@@ -26,7 +26,9 @@ GenerationTurn::Decision GenerationTurn::decide(const GenerationView& view, Cloc
     return {Step::done, view.oldest, now};
   }
   if (now - closed_->at < patience) {
-    return {Step::wait, view.oldest, closed_->at + patience};
+    const auto end_of_time = Clock::time_point::max();
+    const bool for_ever = patience > end_of_time - now;
+    return {Step::wait, view.oldest, for_ever ? end_of_time : closed_->at + patience};
   }
   return {Step::evict, view.oldest, now};
 }

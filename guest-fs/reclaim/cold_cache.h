@@ -1,0 +1,137 @@
+// ColdCache: turns the guest's cold page cache into free memory, which the balloon then takes. It
+// carries out the chosen mode by the kernel's own reclaim, one small piece of work per tick, and
+// knows at any time why it is doing what it does. ColdCacheThread calls it; nothing here reads a
+// clock. Not thread-safe.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "fileballoon/bytes.h"
+#include "fileballoon/cold_cache.h"
+#include "fileballoon/cold_cache_pace.h"
+#include "fileballoon/cold_cache_turn.h"
+#include "guest-fs/reclaim/cache_kernel.h"
+
+namespace fileballoon::guest {
+
+/// What the inflater knows when it calls.
+struct BalloonView {
+  Bytes resident;
+  Bytes target;
+  Bytes free;              ///< MemFree
+  Bytes reserve;           ///< what the balloon leaves free
+  bool connected = false;  ///< a host is there to take what is freed
+};
+
+/// Values travel through shared memory to `stats`.
+enum class CacheState : std::uint8_t {
+  off,
+  not_possible,    ///< see the note
+  nothing_to_do,   ///< the balloon is at its target, or there is no host
+  memory_at_hand,  ///< unmapped-first: there is free memory to grow into
+  waiting,         ///< for what is closed to be old enough, or for the host's epoch
+  evicting,
+  refaulting,  ///< braking: what was evicted came back
+  stalling,    ///< braking: tasks wait for memory
+};
+[[nodiscard]] std::string_view to_string(CacheState state);
+
+struct ColdCacheStats {
+  CacheMode mode = CacheMode::off;
+  ReclaimMethod method = ReclaimMethod::none;
+  CacheState state = CacheState::off;
+  std::uint64_t evicted_pages = 0;  ///< by all modes, purges included
+  std::uint64_t purged_pages = 0;
+  std::uint64_t brakes = 0;  ///< times that the pace saw harm
+  std::uint64_t epoch = 0;   ///< the last one the host named
+  std::uint64_t epoch_turns = 0;
+  std::string note;  ///< what the kernel lacks for this mode
+};
+
+class ColdCache {
+ public:
+  using Clock = std::chrono::steady_clock;
+  /// How long closed pages wait before they count as cold. The kernel protects pages that were read
+  /// five times between two looks, so shorter would evict what is read twice a second; longer would
+  /// miss the goal that a smaller working set shows on the host within 5 s.
+  static constexpr std::chrono::milliseconds kPatience{1000};
+  /// When a full balloon waits for memory, unmapped cache need not be cold, only not in use now.
+  static constexpr std::chrono::milliseconds kShortPatience{250};
+  /// Between two pieces of work: time for refaults to show.
+  static constexpr std::chrono::milliseconds kWorkTick{250};
+  /// The host's epochs are orders: smaller pieces, no pauses.
+  static constexpr std::chrono::milliseconds kEpochTick{50};
+  static constexpr std::uint64_t kEpochStep = 4096;
+  /// Nothing found and nothing happening: patience stretches up to this factor.
+  static constexpr unsigned kMostRest = 16;
+  /// Lists with less than this are not worth a walk over page tables.
+  static constexpr std::uint64_t kLeastPages = 128;
+  /// unmapped-first leaves this much: what is left is mapped, or about to be.
+  static constexpr std::uint64_t kLeastUnmapped = 4096;
+  /// unmapped-first: free memory within this of the reserve is short.
+  static constexpr Bytes kShort = Bytes::mib(16);
+  /// Without generations a step is at most this share of the cache in a tick of a second.
+  static constexpr std::uint64_t kStepShare = 64;
+  static constexpr std::chrono::milliseconds kStepTick{1000};
+
+  ColdCache(CacheKernel& kernel, CacheMode mode);
+
+  void set_mode(CacheMode mode);
+  void set_epoch(std::uint64_t epoch) { epochs_.set(epoch); }
+  /// Takes up to `amount` at once, cold or not, in any mode. Blocks until it is done or nothing
+  /// more can be taken. Returns what went.
+  Bytes purge(Bytes amount);
+
+  /// Does the work that is due; returns when it wants to be called again (time_point::max(): when
+  /// something changes).
+  [[nodiscard]] Clock::time_point tick(const BalloonView& balloon, Clock::time_point now);
+  /// The guest has come to life: what counts as cold is looked at often again.
+  void stir() { rest_ = 1; }
+  [[nodiscard]] ColdCacheStats stats() const;
+
+ private:
+  struct ListState {
+    GenerationTurn turn;
+    bool pending = false;  ///< epoch: a turn has been ordered
+  };
+  using ListKey = std::pair<std::uint64_t, unsigned>;
+
+  [[nodiscard]] Clock::time_point unmapped_first(const BalloonView& balloon, Clock::time_point now);
+  [[nodiscard]] Clock::time_point proactive(Clock::time_point now);
+  [[nodiscard]] Clock::time_point epoch(Clock::time_point now);
+  /// Turns of all lists; takes at most `allowance` pages in this tick.
+  [[nodiscard]] Clock::time_point turn_lists(Clock::duration patience, std::uint64_t allowance,
+                                             Clock::time_point now);
+  /// One list's part; lowers `allowance` by what it took.
+  [[nodiscard]] Clock::time_point turn(const CacheList& list, ListState& state,
+                                       Clock::duration patience, std::uint64_t& allowance,
+                                       Clock::time_point now);
+  std::uint64_t step(std::uint64_t pages);
+  [[nodiscard]] Clock::time_point brake();
+  void rest_or_not(Clock::time_point now);
+  [[nodiscard]] std::uint64_t unmapped_pages(const BalloonView& balloon) const;
+  std::uint64_t count(const Taken& taken);
+
+  CacheKernel& kernel_;
+  CacheMode mode_ = CacheMode::off;
+  MethodChoice choice_;
+  CachePace pace_;
+  EpochClock epochs_;
+  std::map<ListKey, ListState> lists_;
+  CacheNumbers numbers_;
+  ColdCacheStats stats_;
+  CacheState state_ = CacheState::off;
+
+  unsigned rest_ = 1;
+  Clock::time_point rest_since_{};
+  std::uint64_t rest_evicted_ = 0;      // evicted_pages at rest_since_
+  std::uint64_t epoch_cache_ = 0;       // steps: cache there was when the last epoch began
+  std::uint64_t epoch_pages_left_ = 0;  // steps: what this epoch may still take
+};
+
+}  // namespace fileballoon::guest
