@@ -21,6 +21,9 @@ GrowthDecision Growth::decide(const GuestSample& sample, const Limits& limits,
   if (missing == 0) {
     return {GrowthReason::at_target, 0, {}};
   }
+  if (!sample.host_present) {
+    return {GrowthReason::no_host, 0, {}};
+  }
   if (now < quiet_until_) {
     return {GrowthReason::backing_off, 0, quiet_until_ - now};
   }
@@ -41,6 +44,8 @@ std::string to_string(const GrowthDecision& decision) {
       return "deflating to target";
     case GrowthReason::below_reserve:
       return "free memory below reserve";
+    case GrowthReason::no_host:
+      return "no session with a host";
     case GrowthReason::backing_off:
       break;
   }

@@ -22,6 +22,7 @@ struct GuestSample {
   Bytes reserve;                    ///< what must stay free (watermarks and a margin)
   Bytes resident;                   ///< balloon pages in the page cache
   std::uint64_t evicted_pages = 0;  ///< balloon pages that reclaim has taken, since start
+  bool host_present = true;         ///< a session stands; without one nothing is inflated
 };
 
 enum class GrowthReason {
@@ -30,6 +31,7 @@ enum class GrowthReason {
   above_target,   ///< resident is above the target: deflate by `pages`
   backing_off,    ///< reclaim took balloon pages less than kBackOff ago
   below_reserve,  ///< free memory is not above the reserve
+  no_host,        ///< no session with a host that could take the memory
 };
 
 struct GrowthDecision {

@@ -1,0 +1,140 @@
+#include "guest-fs/balloon_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <optional>
+#include <system_error>
+
+#include "guest-fs/log.h"
+
+namespace fileballoon::guest {
+namespace {
+
+// cachestat(2), Linux 6.5; glibc 2.36 and its headers do not know it yet.
+constexpr long kSysCachestat = 451;
+struct CachestatRange {
+  std::uint64_t offset;
+  std::uint64_t length;
+};
+struct Cachestat {
+  std::uint64_t cache;
+  std::uint64_t dirty;
+  std::uint64_t writeback;
+  std::uint64_t evicted;
+  std::uint64_t recently_evicted;
+};
+
+#ifndef POSIX_FADV_NOREUSE
+#define POSIX_FADV_NOREUSE 5
+#endif
+
+/// Read-ahead of one batch: 256 pages is what one FUSE READ carries at most (Linux 4.20 to 6.18).
+void raise_read_ahead(int fd) {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) {
+    return;
+  }
+  const std::string path = "/sys/class/bdi/" + std::to_string(major(status.st_dev)) + ":" +
+                           std::to_string(minor(status.st_dev)) + "/read_ahead_kb";
+  const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!file.is_open() || ::write(file.get(), "1024", 4) != 4) {
+    log_warning("cannot raise " + path + " to 1024; inflation will be slower (is /sys mounted?)");
+  }
+}
+
+UniqueFd open_balloon(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.is_open()) {
+    throw std::system_error(errno, std::generic_category(), "open " + path);
+  }
+  return fd;
+}
+
+/// Residency by mincore(2), for kernels before 6.5.
+std::uint64_t count_by_mincore(int fd, Extent extent) {
+  constexpr std::uint64_t kChunk = 4096;
+  std::array<unsigned char, kChunk> flags;
+  std::uint64_t sum = 0;
+  while (extent.count > 0) {
+    const std::uint64_t pages = std::min(extent.count, kChunk);
+    void* at = ::mmap(nullptr, pages * kPageSize, PROT_READ, MAP_SHARED, fd,
+                      static_cast<off_t>(extent.first.byte_offset()));
+    if (at == MAP_FAILED) {
+      return sum;
+    }
+    if (::mincore(at, pages * kPageSize, flags.data()) == 0) {
+      sum += static_cast<std::uint64_t>(
+          std::count_if(flags.begin(), flags.begin() + static_cast<std::ptrdiff_t>(pages),
+                        [](unsigned char f) { return (f & 1U) != 0; }));
+    }
+    ::munmap(at, pages * kPageSize);
+    extent = {extent.first + pages, extent.count - pages};
+  }
+  return sum;
+}
+
+}  // namespace
+
+BalloonFile::BalloonFile(const std::string& mount_point) {
+  const std::string path = mount_point + "/balloon";
+  {
+    // The open file takes its read-ahead size when it is opened, so the mount's comes first.
+    const UniqueFd mount_fd(::open(mount_point.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!mount_fd.is_open()) {
+      throw std::system_error(errno, std::generic_category(), "open " + mount_point);
+    }
+    raise_read_ahead(mount_fd.get());
+  }
+  fd_ = open_balloon(path);
+  // Mappings of a no-reuse file do not count as use: pages are not activated when they are unmapped
+  // (vma_has_recency(), Linux 6.3). Older kernels ignore it; place_for_reclaim() still deactivates.
+  ::posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_NOREUSE);
+  CachestatRange range{0, kPageSize};
+  Cachestat stat{};
+  has_cachestat_ = ::syscall(kSysCachestat, fd_.get(), &range, &stat, 0) == 0;
+  if (!has_cachestat_) {
+    log_info("no cachestat(2) in this kernel (Linux 6.5 has it); counting residency by mincore(2)");
+  }
+}
+
+void BalloonFile::prefetch(Extent extent) const {
+  ::posix_fadvise(fd_.get(), static_cast<off_t>(extent.first.byte_offset()),
+                  static_cast<off_t>(extent.size().count()), POSIX_FADV_WILLNEED);
+}
+
+std::uint64_t BalloonFile::resident(Extent extent) const {
+  if (extent.count == 0) {
+    return 0;
+  }
+  if (!has_cachestat_) {
+    return count_by_mincore(fd_.get(), extent);
+  }
+  CachestatRange range{extent.first.byte_offset(), extent.size().count()};
+  Cachestat stat{};
+  if (::syscall(kSysCachestat, fd_.get(), &range, &stat, 0) != 0) {
+    return 0;
+  }
+  return stat.cache;
+}
+
+void BalloonFile::place_for_reclaim(Extent extent) const {
+  ::posix_fadvise(fd_.get(), static_cast<off_t>(extent.first.byte_offset()),
+                  static_cast<off_t>(extent.size().count()), POSIX_FADV_DONTNEED);
+}
+
+std::uint64_t BalloonFile::drop(Extent extent) const {
+  const std::uint64_t before = resident(extent);
+  ::posix_fadvise(fd_.get(), static_cast<off_t>(extent.first.byte_offset()),
+                  static_cast<off_t>(extent.size().count()), POSIX_FADV_DONTNEED);
+  const std::uint64_t after = resident(extent);
+  return before > after ? before - after : 0;
+}
+
+}  // namespace fileballoon::guest

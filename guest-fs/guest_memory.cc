@@ -1,0 +1,156 @@
+#include "guest-fs/guest_memory.h"
+
+#include <fcntl.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <sstream>
+
+#include "guest-fs/unique_fd.h"
+
+namespace fileballoon::guest {
+
+Bytes free_memory() {
+  struct sysinfo info {};
+  if (::sysinfo(&info) != 0) {
+    return Bytes(0);
+  }
+  return Bytes(static_cast<std::uint64_t>(info.freeram) * info.mem_unit);
+}
+
+MemoryInfo parse_meminfo(const std::string& text) {
+  MemoryInfo info;
+  std::istringstream lines(text);
+  std::string line;
+  while (std::getline(lines, line)) {
+    std::array<char, 64> key{};
+    std::uint64_t kib = 0;
+    if (std::sscanf(line.c_str(), "%63[^:]: %" SCNu64, key.data(), &kib) != 2) {
+      continue;
+    }
+    const std::string name = key.data();
+    const Bytes value(kib * 1024);
+    if (name == "MemTotal") {
+      info.total = value;
+    } else if (name == "MemFree") {
+      info.free = value;
+    } else if (name == "MemAvailable") {
+      info.available = value;
+    } else if (name == "Cached") {
+      info.cached = value;
+    }
+  }
+  return info;
+}
+
+Bytes kernel_reserve(const std::string& text) {
+  std::uint64_t sum = 0;
+  std::uint64_t high = 0;
+  std::istringstream lines(text);
+  std::string line;
+  while (std::getline(lines, line)) {
+    const auto start = line.find_first_not_of(' ');
+    if (start == std::string::npos) {
+      continue;
+    }
+    const char* at = line.c_str() + start;
+    std::uint64_t value = 0;
+    if (line.starts_with("Node ")) {
+      high = 0;
+    } else if (std::sscanf(at, "high %" SCNu64, &value) == 1) {
+      high = value;
+    } else if (line.compare(start, 11, "protection:") == 0) {
+      // "protection: (0, 958, 958, 958)": pages kept from allocations that could use other zones.
+      std::uint64_t largest = 0;
+      const char* p = at + 11;
+      while (*p != '\0') {
+        if (*p >= '0' && *p <= '9') {
+          char* end = nullptr;
+          largest = std::max<std::uint64_t>(largest, std::strtoull(p, &end, 10));
+          p = end;
+        } else {
+          ++p;
+        }
+      }
+      sum += high + largest;
+      high = 0;
+    }
+  }
+  return Bytes::pages(sum);
+}
+
+Bytes balloon_reserve(Bytes kernel_reserve, Bytes ram) {
+  const Bytes share(ram.count() / 64);
+  return kernel_reserve + std::clamp(share, Bytes::mib(8), Bytes::mib(64));
+}
+
+std::vector<FrameRange> parse_iomem(const std::string& text) {
+  std::vector<FrameRange> ranges;
+  std::istringstream lines(text);
+  std::string line;
+  while (std::getline(lines, line)) {
+    std::uint64_t first = 0;
+    std::uint64_t last = 0;
+    std::array<char, 64> name{};
+    // Nested resources ("Kernel code") are indented; a leading space is none of ours.
+    if (line.starts_with(' ') || std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " : %63[^\n]",
+                                             &first, &last, name.data()) != 3) {
+      continue;
+    }
+    if (std::string(name.data()) != "System RAM" || last <= first) {
+      continue;
+    }
+    const std::uint64_t begin_page = (first + kPageSize - 1) / kPageSize;
+    const std::uint64_t end_page = (last + 1) / kPageSize;
+    if (end_page > begin_page) {
+      ranges.push_back({GuestFrame(begin_page), end_page - begin_page});
+    }
+  }
+  return ranges;
+}
+
+std::optional<Pressure> parse_pressure(const std::string& text) {
+  Pressure pressure;
+  double some = 0;
+  double full = 0;
+  if (std::sscanf(text.c_str(), "some avg10=%lf", &some) != 1) {
+    return std::nullopt;
+  }
+  const auto second = text.find("full avg10=");
+  if (second != std::string::npos) {
+    std::sscanf(text.c_str() + second, "full avg10=%lf", &full);
+  }
+  pressure.some_avg10_centi = static_cast<std::uint64_t>(some * 100 + 0.5);
+  pressure.full_avg10_centi = static_cast<std::uint64_t>(full * 100 + 0.5);
+  return pressure;
+}
+
+std::optional<std::uint64_t> find_vmstat(const std::string& text, const std::string& name) {
+  const std::string key = name + " ";
+  std::size_t at = text.find(key);
+  while (at != std::string::npos && at != 0 && text[at - 1] != '\n') {
+    at = text.find(key, at + 1);
+  }
+  if (at == std::string::npos) {
+    return std::nullopt;
+  }
+  return std::strtoull(text.c_str() + at + key.size(), nullptr, 10);
+}
+
+std::string read_file(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  std::string text;
+  std::array<char, 4096> buffer;
+  ssize_t got = 0;
+  while (fd.is_open() && (got = ::read(fd.get(), buffer.data(), buffer.size())) > 0) {
+    text.append(buffer.data(), static_cast<std::size_t>(got));
+  }
+  return text;
+}
+
+}  // namespace fileballoon::guest

@@ -1,0 +1,54 @@
+// GuestMemory: the guest kernel's own numbers that steer the balloon. Reading them is cheap enough
+// for every batch (sysinfo(2)) or is done once a while (/proc files). Files come from a root folder
+// that tests replace. Single-threaded.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fileballoon/frame.h"
+
+namespace fileballoon::guest {
+
+/// MemFree, from sysinfo(2): two orders of magnitude cheaper than reading /proc/meminfo.
+[[nodiscard]] Bytes free_memory();
+
+/// The fields of /proc/meminfo that are reported to the host.
+struct MemoryInfo {
+  Bytes total;
+  Bytes free;
+  Bytes available;
+  Bytes cached;
+};
+/// `text`: the content of /proc/meminfo.
+[[nodiscard]] MemoryInfo parse_meminfo(const std::string& text);
+
+/// What the kernel keeps free by itself: for each zone the high watermark plus the largest lowmem
+/// reserve, as in the kernel's calculate_totalreserve_pages(). Above this sum no allocation wakes
+/// kswapd. `text`: the content of /proc/zoneinfo.
+[[nodiscard]] Bytes kernel_reserve(const std::string& text);
+
+/// What the balloon leaves free: the kernel's reserve plus a margin of 1/64 of RAM, at least 8 MiB
+/// and at most 64 MiB, so that a burst of allocations between two looks (a batch is 1 MiB, a look
+/// costs microseconds) does not reach the watermark.
+[[nodiscard]] Bytes balloon_reserve(Bytes kernel_reserve, Bytes ram);
+
+/// "System RAM" of /proc/iomem, in whole pages; empty where the kernel hides addresses.
+[[nodiscard]] std::vector<FrameRange> parse_iomem(const std::string& text);
+
+/// PSI of memory, share of the last 10 s in hundredths of a percent; nothing without CONFIG_PSI.
+struct Pressure {
+  std::uint64_t some_avg10_centi = 0;
+  std::uint64_t full_avg10_centi = 0;
+};
+[[nodiscard]] std::optional<Pressure> parse_pressure(const std::string& text);
+
+/// The value of `name` in /proc/vmstat.
+[[nodiscard]] std::optional<std::uint64_t> find_vmstat(const std::string& text,
+                                                       const std::string& name);
+
+/// The whole file, empty where it cannot be read. For /proc and /sys.
+[[nodiscard]] std::string read_file(const std::string& path);
+
+}  // namespace fileballoon::guest
