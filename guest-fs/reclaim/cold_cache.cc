@@ -86,7 +86,7 @@ ColdCache::Clock::time_point ColdCache::brake() {
 
 void ColdCache::rest_or_not(Clock::time_point now) {
   const std::uint64_t taken = stats_.evicted_pages - rest_evicted_;
-  if (taken >= kLeastPages) {
+  if (rest_since_ == Clock::time_point{} || taken >= kLeastPages) {
     rest_ = 1;
   } else if (now - rest_since_ < 4 * kPatience * rest_) {
     return;
@@ -188,13 +188,13 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
                                              Clock::duration patience, std::uint64_t& allowance,
                                              Clock::time_point now) {
   using Step = GenerationTurn::Step;
-  const auto waited =
-      mode_ == CacheMode::epoch && state.pending ? Clock::duration::zero() : patience;
   const auto work_tick = mode_ == CacheMode::epoch ? kEpochTick : kWorkTick;
   GenerationView view = list.view;
   // At most: done, two or three times age, and then a wait; or one eviction.
   for (int i = 0; i < 6; ++i) {
-    const auto decision = state.turn.decide(view, now, waited);
+    const bool ordered = mode_ == CacheMode::epoch && state.pending;
+    const auto decision =
+        state.turn.decide(view, now, ordered ? Clock::duration::zero() : patience);
     switch (decision.step) {
       case Step::wait:
         return patience == Clock::duration::max() ? Clock::time_point::max() : decision.due;
