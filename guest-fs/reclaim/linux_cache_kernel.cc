@@ -161,6 +161,13 @@ void LinuxCacheKernel::find_steps() {
     missing = "cgroup v2 has no memory.reclaim here (Linux 5.19 has it)";
     return;
   }
+  // What is charged to the root cgroup itself is reached only by asking it to reclaim from
+  // everybody, with memory.low for the balloon. The multi-generational LRU takes such a cgroup all
+  // the same once it has visited the others (seen on 6.12: all of the balloon went), so not there.
+  const std::string lru_gen = read_kernel_file(paths_.sys + "/kernel/mm/lru_gen/enabled");
+  may_ask_root_ = (std::strtoul(lru_gen.c_str(), nullptr, 16) & 1U) == 0 &&
+                  cgroup_.path().rfind('/') == 0 &&
+                  exists(cgroup_.hierarchy().root + "/memory.reclaim");
   // Asking for nothing tells whether the key is known.
   if (const int error = write_kernel_file(own, "0 swappiness=0"); error == EINVAL) {
     say_swappiness_ = false;
@@ -219,13 +226,11 @@ Taken LinuxCacheKernel::step(std::uint64_t pages) {
     error = write_kernel_file(directory + "/memory.reclaim", std::to_string(bytes) + suffix);
   }
   const std::uint64_t taken = stolen() - before;
-  const std::string root_file = cgroup_.hierarchy().root + "/memory.reclaim";
-  const bool is_top_level = cgroup_.path().rfind('/') == 0;
-  if (taken < pages && is_top_level && exists(root_file)) {
-    // What is charged to the root cgroup itself is reached only by reclaiming from everybody.
+  if (taken < pages && may_ask_root_) {
     const LowProtection spare_the_balloon(cgroup_.hierarchy().root + cgroup_.path());
     if (spare_the_balloon.is_on()) {
-      error = write_kernel_file(root_file, std::to_string((pages - taken) * kPageSize) + suffix);
+      error = write_kernel_file(cgroup_.hierarchy().root + "/memory.reclaim",
+                                std::to_string((pages - taken) * kPageSize) + suffix);
     }
   }
   const std::uint64_t all = stolen() - before;

@@ -47,6 +47,7 @@ class LinuxCacheKernel final : public CacheKernel {
   BalloonCgroup cgroup_;
   std::string lru_gen_;
   bool say_swappiness_ = true;
+  bool may_ask_root_ = false;
   ReclaimFeatures features_;
 };
 

@@ -230,7 +230,15 @@ TEST_F(FakeKernel, CommandsAreWrittenToLruGen) {
   EXPECT_THAT(get("debug/lru_gen"), testing::StartsWith("- 1 0 10 0 256"));
 }
 
+TEST_F(FakeKernel, StepsNeverAskTheRootOfAMultiGenerationalKernel) {
+  LinuxCacheKernel linux = kernel();
+  EXPECT_EQ(linux.step(256).error, 0);
+  EXPECT_EQ(get("cg/system.slice/memory.reclaim"), "1048576 swappiness=0");
+  EXPECT_EQ(get("cg/memory.reclaim"), "");
+}
+
 TEST_F(FakeKernel, StepsAskEveryOtherCgroupAndSpareTheBalloonWhenTheRootIsAsked) {
+  remove("sys/kernel/mm/lru_gen");
   LinuxCacheKernel linux = kernel();
   EXPECT_EQ(linux.step(256).error, 0);
   EXPECT_EQ(get("cg/system.slice/memory.reclaim"), "1048576 swappiness=0");
