@@ -91,6 +91,10 @@ struct PayloadWriter {
     w.put(m.amount.count());
     return Type::purge;
   }
+  Type operator()(const CacheOrder& m) const {
+    w.put(static_cast<std::uint32_t>(m.mode));
+    return Type::cache;
+  }
   Type operator()(const ErrorMessage& m) const {
     w.put(static_cast<std::uint32_t>(m.code));
     const std::size_t length = std::min(m.text.size(), kMaxErrorText);
@@ -241,6 +245,14 @@ std::optional<Message> read_payload(Type type, std::span<const std::byte> payloa
     case Type::error:
       message = read_error(r);
       break;
+    case Type::cache: {
+      const auto mode = r.get<std::uint32_t>();
+      // A newer host may know more modes: like an unknown type, that is skipped.
+      if (mode <= static_cast<std::uint32_t>(kLastCacheMode)) {
+        message = CacheOrder{static_cast<CacheMode>(mode)};
+      }
+      break;
+    }
     default:
       return Unknown{};
   }

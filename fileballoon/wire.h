@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include "fileballoon/cold_cache.h"
 #include "fileballoon/frame.h"
 #include "fileballoon/limits.h"
 
@@ -40,6 +41,7 @@ enum class Type : std::uint16_t {
   stats = 6,
   purge = 7,
   error = 8,
+  cache = 9,
 };
 
 /// Random, never 0; fresh for every session in each direction. It is the nonce of the handshake.
@@ -112,8 +114,14 @@ enum class StatKey : std::uint16_t {
   psi_some_avg10_centi = 20,  ///< hundredths of a percent
   psi_full_avg10_centi = 21,
   oom_kills = 22,
-  growth_reason = 23,   ///< GrowthReason
-  inflated_pages = 24,  ///< reported and acknowledged since the agent started
+  growth_reason = 23,        ///< GrowthReason
+  inflated_pages = 24,       ///< reported and acknowledged since the agent started
+  cache_mode = 25,           ///< CacheMode in force
+  cache_method = 26,         ///< ReclaimMethod it works by
+  cache_evicted_pages = 27,  ///< cold page cache taken by all modes, purges included
+  cache_purged_pages = 28,   ///< of these, on PURGE
+  cache_pauses = 29,         ///< times that eviction paused since it did harm
+  epoch = 30,                ///< the last epoch that was named to the guest
 };
 
 struct Stats {
@@ -124,6 +132,11 @@ struct Stats {
 /// Host to guest: give up this much cold page cache at once.
 struct Purge {
   Bytes amount;
+};
+
+/// Host to guest: what to do with cold page cache, in place of what the guest was mounted with.
+struct CacheOrder {
+  CacheMode mode = CacheMode::off;
 };
 
 enum class ErrorCode : std::uint32_t {
@@ -144,8 +157,8 @@ struct ErrorMessage {
 
 struct Unknown {};  ///< a type this version does not know; skipped
 
-using Message =
-    std::variant<Unknown, Hello, LimitsMessage, Report, Ack, Deflated, Stats, Purge, ErrorMessage>;
+using Message = std::variant<Unknown, Hello, LimitsMessage, Report, Ack, Deflated, Stats, Purge,
+                             CacheOrder, ErrorMessage>;
 
 struct Frame {
   Header header;

@@ -112,6 +112,21 @@ TEST(Wire, StatsKeepKeysThatAreNotKnown) {
   EXPECT_EQ(got.find(StatKey::oom_kills), std::nullopt);
 }
 
+TEST(Wire, CacheOrderRoundTrip) {
+  for (int i = 0; i <= static_cast<int>(kLastCacheMode); ++i) {
+    const CacheOrder order{static_cast<CacheMode>(i)};
+    const Frame frame = round_trip(order);
+    EXPECT_EQ(frame.header.type, Type::cache);
+    EXPECT_EQ(std::get<CacheOrder>(frame.message).mode, order.mode);
+  }
+}
+
+TEST(Wire, ACacheModeOfALaterVersionIsSkipped) {
+  const Frame frame = round_trip(CacheOrder{static_cast<CacheMode>(200)});
+  EXPECT_EQ(frame.header.type, Type::cache);
+  EXPECT_TRUE(std::holds_alternative<Unknown>(frame.message));
+}
+
 TEST(Wire, ErrorTextIsCutAndMadePrintable) {
   const ErrorMessage error{ErrorCode::busy, "a\x1b[2J\n" + std::string(1000, 'x')};
   const auto got = std::get<ErrorMessage>(round_trip(error).message);
