@@ -17,7 +17,8 @@ struct Stage {
 };
 [[nodiscard]] Stage boot_for(const std::string& mode, const Settings& settings);
 
-/// Writes to nearly all free memory of the guest (64 MiB stay, so that nothing is reclaimed) and
+/// Writes to nearly all free memory of the guest (64 MiB or a 16th of the RAM stay, so that
+/// nothing is reclaimed) and
 /// frees it, so that the host has memory behind nearly every frame.
 void touch_free_memory(vmkit::Vm& vm);
 

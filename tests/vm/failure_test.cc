@@ -123,5 +123,22 @@ TEST_F(Failure, DaemonStoppedAndStartedKeepsTheBalloon) {
   EXPECT_GE(Agent(vm()).resident(), Bytes::mib(290));
 }
 
+// Lost otherwise: a boot script whose mount fails now and then.
+TEST_F(Failure, MountingAndUnmountingAgainAndAgain) {
+  boot_with_balloon();
+  Agent agent(vm());
+  for (int i = 0; i < 15; ++i) {
+    agent.unmount();
+    ASSERT_TRUE(
+        wait_for("the agent has ended",
+                 [&] {
+                   return guest().call("processes", {{"name", "balloonfs"}}).at("processes") == 0;
+                 }))
+        << "round " << i;
+    ASSERT_NO_THROW(agent.mount()) << "round " << i;
+  }
+  wait_connected();
+}
+
 }  // namespace
 }  // namespace fileballoon

@@ -44,7 +44,8 @@ void Agent::mount(const std::string& options) {
   }
 }
 
-void Agent::unmount() { vm_.guest().shell(std::string("umount ") + kMountPoint); }
+// Lazily: the inflater keeps the balloon file open, so a plain umount(2) says EBUSY.
+void Agent::unmount() { vm_.guest().shell(std::string("umount -l ") + kMountPoint); }
 
 void Agent::kill() {
   vm_.guest().shell(std::string("killall -9 balloonfs; umount -l ") + kMountPoint + " || true");
