@@ -80,7 +80,7 @@ void on_init(void* user, fuse_conn_info* connection) {
   // itself (fuse_copy_page() with page_zeroing, fuse_short_read(); Linux 3.15 to 6.18): an empty
   // reply is then a reply of zeros that nobody copies. Nothing in the mount is written through the
   // cache, so the flag changes nothing else.
-  if ((connection->capable & FUSE_CAP_WRITEBACK_CACHE) != 0) {
+  if ((connection->capable & FUSE_CAP_WRITEBACK_CACHE) != 0 && !server.config().copy_zeros) {
     connection->want |= FUSE_CAP_WRITEBACK_CACHE;
     server.empty_reply_is_zeros = true;
   }

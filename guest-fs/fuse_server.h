@@ -24,6 +24,9 @@ struct FuseServerConfig {
   std::string source = "balloonfs";  ///< first column of /proc/mounts
   std::string channel;               ///< shown in `stats`
   Bytes ram;
+  /// Answer reads of `balloon` with zeros of our own even where the kernel would fill in its own;
+  /// for measuring the difference.
+  bool copy_zeros = false;
   /// Wakes the inflater after the limits changed or when fresh statistics are wanted.
   std::function<void()> wake_inflater;
 };

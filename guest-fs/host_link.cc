@@ -186,6 +186,8 @@ bool HostLink::handle(const wire::Frame& frame, Clock::time_point now) {
     handler_.on_ack(*ack);
   } else if (const auto* purge = std::get_if<wire::Purge>(&frame.message)) {
     handler_.on_purge(*purge);
+  } else if (const auto* cache = std::get_if<wire::CacheOrder>(&frame.message)) {
+    handler_.on_cache(*cache);
   } else if (const auto* error = std::get_if<wire::ErrorMessage>(&frame.message)) {
     lose_channel(now, "the host says: " + error->text);
     if (error->code == wire::ErrorCode::detached || error->code == wire::ErrorCode::busy) {

@@ -29,6 +29,7 @@ class HostLink {
     virtual void on_limits(const wire::LimitsMessage& message) = 0;
     virtual void on_ack(const wire::Ack& ack) = 0;
     virtual void on_purge(const wire::Purge& purge) = 0;
+    virtual void on_cache(const wire::CacheOrder& order) = 0;
   };
 
   /// `epoll_fd`: the channel is registered there, edge-triggered, with `epoll_tag`; both must

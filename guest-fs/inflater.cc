@@ -1,6 +1,7 @@
 #include "guest-fs/inflater.h"
 
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 
 #include "guest-fs/guest_memory.h"
 #include "guest-fs/log.h"
+#include "guest-fs/reclaim/linux_cache_kernel.h"
 
 namespace fileballoon::guest {
 namespace {
@@ -22,6 +24,7 @@ using std::chrono::seconds;
 
 constexpr std::uint64_t kControlTag = 1;
 constexpr std::uint64_t kLinkTag = 2;
+constexpr std::uint64_t kCacheTag = 3;
 
 /// The one wake-up a second at rest.
 constexpr seconds kTick{1};
@@ -49,6 +52,18 @@ UniqueFd make_epoll(int control_fd) {
     throw std::system_error(errno, std::generic_category(), "epoll");
   }
   return epoll;
+}
+
+/// Readable, edge-triggered, whenever the cold-cache thread has freed memory.
+UniqueFd make_progress_event(int epoll_fd) {
+  UniqueFd progress(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLET;
+  event.data.u64 = kCacheTag;
+  if (!progress.is_open() || ::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, progress.get(), &event) != 0) {
+    throw std::system_error(errno, std::generic_category(), "eventfd");
+  }
+  return progress;
 }
 
 wire::Hello make_hello(const InflaterConfig& config) {
@@ -83,8 +98,14 @@ Inflater::Inflater(InflaterConfig config, SharedBlock& shared, UniqueFd control_
       pipeline_(file_, lookup_),
       floor_(file_, config_.ram),
       growth_(Pipeline::kBatchPages),
-      link_(config_.channel, make_hello(config_), *this, epoll_.get(), kLinkTag) {
+      link_(config_.channel, make_hello(config_), *this, epoll_.get(), kLinkTag),
+      cache_progress_(make_progress_event(epoll_.get())),
+      // Before the first balloon page is read: LinuxCacheKernel moves this process to a memory
+      // cgroup of its own, and a page stays charged to the cgroup it was read in.
+      cache_(std::make_unique<LinuxCacheKernel>(), config_.cache,
+             [fd = cache_progress_.get()] { ::eventfd_write(fd, 1); }) {
   scratch_.reserve(64);
+  say_cache_note();
 }
 
 // --------------------------------------------------------------------------------------- the loop
@@ -150,6 +171,7 @@ bool Inflater::step(Clock::time_point now) {
   const bool growing = decision_.reason == GrowthReason::growing;
   settle(/*all=*/!growing && pipeline_.in_flight_pages() == 0);
   look_around(now, growing);
+  feed_cache(now);
   send_stats(now);
   link_.service(now);
   publish(now);
@@ -334,6 +356,34 @@ void Inflater::refresh_memory(Clock::time_point now) {
   stats_.reserve_bytes = reserve_.count();
 }
 
+void Inflater::feed_cache(Clock::time_point now) {
+  if (now >= next_activity_) {
+    next_activity_ = now + kTick;
+    activity_ = parse_cache_numbers(read_file("/proc/vmstat"), "").activity;
+  }
+  cache_.update({Bytes::pages(resident_pages()), shared_.limits().target, Bytes(stats_.free_bytes),
+                 reserve_, link_.is_established()},
+                activity_);
+  const ColdCacheStats cache = cache_.stats();
+  stats_.cache_mode = static_cast<std::uint64_t>(cache.mode);
+  stats_.cache_method = static_cast<std::uint64_t>(cache.method);
+  stats_.cache_state = static_cast<std::uint64_t>(cache.state);
+  stats_.cache_evicted_pages = cache.evicted_pages;
+  stats_.cache_pauses = cache.brakes;
+  stats_.purged_bytes = cache.purged_pages * kPageSize;
+  stats_.epoch_turns = cache.epoch_turns;
+  stats_.cache_note.fill('\0');
+  cache.note.copy(stats_.cache_note.data(), stats_.cache_note.size() - 1);
+}
+
+void Inflater::say_cache_note() {
+  const std::string note = cache_.stats().note;
+  if (!note.empty() && note != said_note_) {
+    log_warning("cold page cache: " + note);
+    said_note_ = note;
+  }
+}
+
 void Inflater::publish(Clock::time_point now) {
   stats_.resident_pages = resident_pages();
   stats_.locked_pages = floor_.pages();
@@ -369,6 +419,12 @@ void Inflater::send_stats(Clock::time_point now) {
       {StatKey::refused_pages, stats_.refused_pages},
       {StatKey::inflated_pages, stats_.inflated_pages},
       {StatKey::growth_reason, static_cast<std::uint64_t>(decision_.reason)},
+      {StatKey::cache_mode, stats_.cache_mode},
+      {StatKey::cache_method, stats_.cache_method},
+      {StatKey::cache_evicted_pages, stats_.cache_evicted_pages},
+      {StatKey::cache_purged_pages, Bytes(stats_.purged_bytes).whole_pages()},
+      {StatKey::cache_pauses, stats_.cache_pauses},
+      {StatKey::epoch, stats_.epoch},
       {StatKey::mem_total_bytes, memory.total.count()},
       {StatKey::mem_free_bytes, memory.free.count()},
       {StatKey::mem_available_bytes, memory.available.count()},
@@ -419,6 +475,7 @@ void Inflater::on_limits(const wire::LimitsMessage& message) {
   }
   shared_.set_limits({wanted.target.page_floor(), wanted.floor.page_floor()});
   stats_.epoch = message.epoch;
+  cache_.set_epoch(message.epoch);
 }
 
 void Inflater::on_ack(const wire::Ack& ack) {
@@ -465,6 +522,12 @@ void Inflater::on_ack(const wire::Ack& ack) {
 
 void Inflater::on_purge(const wire::Purge& purge) {
   log_info("the host asks for " + to_string(purge.amount) + " of page cache");
+  cache_.purge(purge.amount);
+}
+
+void Inflater::on_cache(const wire::CacheOrder& order) {
+  log_info("the host chooses the cache mode " + std::string(to_string(order.mode)));
+  cache_.set_mode(order.mode);
 }
 
 }  // namespace fileballoon::guest

@@ -17,6 +17,7 @@
 #include "guest-fs/host_link.h"
 #include "guest-fs/locked_floor.h"
 #include "guest-fs/pipeline.h"
+#include "guest-fs/reclaim/cold_cache_thread.h"
 #include "guest-fs/shared_block.h"
 
 namespace fileballoon::guest {
@@ -26,6 +27,7 @@ struct InflaterConfig {
   ChannelAddress channel;
   Bytes ram;                           ///< bounds the limits that a host may set
   std::vector<FrameRange> ram_ranges;  ///< for HELLO
+  CacheMode cache = CacheMode::off;    ///< until the host chooses another
 };
 
 class Inflater final : private HostLink::Handler {
@@ -51,6 +53,7 @@ class Inflater final : private HostLink::Handler {
   void on_limits(const wire::LimitsMessage& message) override;
   void on_ack(const wire::Ack& ack) override;
   void on_purge(const wire::Purge& purge) override;
+  void on_cache(const wire::CacheOrder& order) override;
 
   /// One round of work; true where another round can go on at once.
   [[nodiscard]] bool step(Clock::time_point now);
@@ -66,6 +69,8 @@ class Inflater final : private HostLink::Handler {
   [[nodiscard]] std::uint64_t missing_floor(const Limits& limits) const;
   void publish(Clock::time_point now);
   void send_stats(Clock::time_point now);
+  void feed_cache(Clock::time_point now);
+  void say_cache_note();
   [[nodiscard]] std::optional<End> read_control();
   [[nodiscard]] int wait_ms(Clock::time_point now) const;
 
@@ -98,6 +103,12 @@ class Inflater final : private HostLink::Handler {
   Clock::time_point next_tick_{};
   Bytes reserve_;
   wire::Stats last_sent_;
+
+  Clock::time_point next_activity_{};
+  std::uint64_t activity_ = 0;
+  std::string said_note_;
+  UniqueFd cache_progress_;  // an eventfd: memory was freed, look again
+  ColdCacheThread cache_;    // last: its thread uses what is above
 };
 
 }  // namespace fileballoon::guest

@@ -40,6 +40,14 @@ std::optional<Error> parse_option(std::string_view option, Options& options, Siz
                                      std::string(key) + "=512M"})
                : std::nullopt;
   }
+  if (key == "cache") {
+    const Result<CacheMode> mode = parse_cache_mode(value);
+    if (!mode) {
+      return Error{"option 'cache': " + mode.error().message};
+    }
+    options.cache = *mode;
+    return std::nullopt;
+  }
   if (key == "ro") {
     return Error{"option 'ro': a read-only balloon could not take a target; leave it out"};
   }
@@ -48,7 +56,7 @@ std::optional<Error> parse_option(std::string_view option, Options& options, Siz
     return std::nullopt;
   }
   return Error{"unknown option '" + std::string(key) +
-               "'; balloonfs knows channel=, target= and floor= (balloonfs --help)"};
+               "'; balloonfs knows channel=, target=, floor= and cache= (balloonfs --help)"};
 }
 
 std::optional<Error> parse_list(std::string_view list, Options& options, Sizes& sizes) {
@@ -151,6 +159,9 @@ std::string_view usage() {
          "                      org.fileballoon.0), unix:PATH, or vsock:CID:PORT\n"
          "  -o target=SIZE      upper limit of the balloon; default 0, until the host sets one\n"
          "  -o floor=SIZE       part of it that is locked and never reclaimed; default 0\n"
+         "  -o cache=MODE       what happens to cold page cache: off, unmapped-first, proactive "
+         "or\n"
+         "                      epoch; default proactive, until the host chooses another\n"
          "  -f, --foreground    do not become a daemon; messages go to the terminal\n"
          "  -h, --help          this text\n"
          "  -V, --version       the version\n"

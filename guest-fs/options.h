@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "fileballoon/cold_cache.h"
 #include "fileballoon/limits.h"
 #include "guest-fs/channel.h"
 
@@ -17,6 +18,7 @@ struct Options {
   std::string mount_point;
   ChannelAddress channel;
   Limits limits;
+  CacheMode cache = CacheMode::proactive;
   bool foreground = false;
   bool help = false;
   bool version = false;

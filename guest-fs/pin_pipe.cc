@@ -62,6 +62,25 @@ int PinPipe::pin(const void* address, std::uint64_t pages) {
   return 0;
 }
 
+int PinPipe::pin_file(int fd, std::uint64_t byte_offset, std::uint64_t pages) {
+  while (pinned_ < pages) {
+    auto offset = static_cast<off_t>(byte_offset + pinned_ * kPageSize);
+    const ssize_t bytes = ::splice(fd, &offset, write_end_.get(), nullptr,
+                                   (pages - pinned_) * kPageSize, SPLICE_F_NONBLOCK);
+    if (bytes > 0) {
+      pinned_ += static_cast<std::uint64_t>(bytes) / kPageSize;
+      continue;
+    }
+    if (bytes < 0 && errno == EINTR) {
+      continue;
+    }
+    const int error = bytes < 0 ? errno : EFAULT;
+    release();
+    return error;
+  }
+  return 0;
+}
+
 void PinPipe::release() {
   while (pinned_ > 0) {
     const ssize_t bytes = ::splice(read_end_.get(), nullptr, null_device(), nullptr,

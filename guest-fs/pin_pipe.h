@@ -22,6 +22,8 @@ class PinPipe {
   /// Pins the `pages` pages mapped at `address`, filling them from the file where they are not
   /// cached. 0 or an errno value (EFAULT: the file could not be read); on error nothing is pinned.
   [[nodiscard]] int pin(const void* address, std::uint64_t pages);
+  /// The same by splice(2) from the file, without a mapping.
+  [[nodiscard]] int pin_file(int fd, std::uint64_t byte_offset, std::uint64_t pages);
   [[nodiscard]] std::uint64_t pinned() const { return pinned_; }
   void release();
 

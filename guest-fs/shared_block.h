@@ -35,6 +35,13 @@ struct AgentStats {
   std::uint64_t growth_wait_ns = 0;   ///< what is left of a back-off
   std::uint64_t purged_bytes = 0;     ///< page cache given up on the host's request
   std::uint64_t epoch = 0;            ///< the last one the host named
+  std::uint64_t epoch_turns = 0;      ///< times that one was obeyed
+  std::uint64_t cache_mode = 0;       ///< CacheMode
+  std::uint64_t cache_method = 0;     ///< ReclaimMethod
+  std::uint64_t cache_state = 0;      ///< CacheState
+  std::uint64_t cache_evicted_pages = 0;  ///< cold page cache taken
+  std::uint64_t cache_pauses = 0;         ///< since eviction did harm
+  std::array<char, 320> cache_note{};     ///< what the kernel lacks for the mode; ends with 0
 };
 
 class SharedBlock {

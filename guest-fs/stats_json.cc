@@ -3,6 +3,8 @@
 #include <array>
 #include <cstdio>
 
+#include "guest-fs/reclaim/cold_cache.h"
+
 namespace fileballoon::guest {
 namespace {
 
@@ -63,11 +65,18 @@ std::string stats_json(const AgentStats& stats, const Limits& limits, Bytes ram,
   object.add("failed_pages", stats.failed_pages);
   object.add("free_bytes", stats.free_bytes);
   object.add("reserve_bytes", stats.reserve_bytes);
-  object.add_text("mode", "off");
+  object.add_text("mode", to_string(static_cast<CacheMode>(stats.cache_mode)));
+  object.add_text("cache_method", to_string(static_cast<ReclaimMethod>(stats.cache_method)));
+  object.add_text("cache", to_string(static_cast<CacheState>(stats.cache_state)));
+  object.add_text("cache_note", stats.cache_note.data());
+  object.add("cache_evicted_pages", stats.cache_evicted_pages);
+  object.add("cache_pauses", stats.cache_pauses);
+  object.add("purged_bytes", stats.purged_bytes);
   object.add_text("growth", to_string(decision));
   object.add_bool("connected", stats.connected != 0);
   object.add("sessions", stats.sessions);
   object.add("epoch", stats.epoch);
+  object.add("epoch_turns", stats.epoch_turns);
   object.add_text("channel", channel);
   return std::move(object).finish();
 }
