@@ -196,15 +196,15 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
 
 // -------------------------------------------------------------------------------- attach, detach
 
-asio::awaitable<Result<Attachment>> Daemon::attach_in_background(VmSpec spec,
-                                                                 std::optional<KnownVm> known) {
-  auto result = co_await asio::co_spawn(
-      attachers_,
-      [spec = std::move(spec),
-       known = std::move(known)]() -> asio::awaitable<std::unique_ptr<Result<Attachment>>> {
-        co_return std::make_unique<Result<Attachment>>(attach_vm(spec, known));
-      },
-      asio::use_awaitable);
+asio::awaitable<Result<Attachment>> Daemon::attach_in_background(
+    const VmSpec& spec, const std::optional<KnownVm>& known) {
+  // Named objects, not temporaries of the co_await: GCC 12 copies the captures of those bitwise.
+  auto work = [spec = VmSpec(spec), known = std::optional<KnownVm>(known)]()
+      -> asio::awaitable<std::unique_ptr<Result<Attachment>>> {
+    co_return std::make_unique<Result<Attachment>>(attach_vm(spec, known));
+  };
+  auto running = asio::co_spawn(attachers_, std::move(work), asio::use_awaitable);
+  auto result = co_await std::move(running);
   co_return std::move(*result);
 }
 
@@ -297,9 +297,10 @@ asio::awaitable<json::value> Daemon::attach(const json::object& raw) {
   }
   check_free(spec);
 
+  const std::optional<KnownVm> unknown;
   attaching_.insert(spec.name);
   attaching_pids_.insert(spec.pid);
-  Result<Attachment> attached = co_await attach_in_background(spec, std::nullopt);
+  Result<Attachment> attached = co_await attach_in_background(spec, unknown);
   attaching_.erase(spec.name);
   attaching_pids_.erase(spec.pid);
   if (!attached) {

@@ -56,9 +56,9 @@ class Daemon {
   [[nodiscard]] boost::json::value mem_set(const boost::json::object& params);
   [[nodiscard]] boost::json::value mem_floor(const boost::json::object& params);
 
-  /// attach_vm() on a worker thread.
+  /// attach_vm() on a worker thread. The arguments are copied before it first suspends.
   [[nodiscard]] asio::awaitable<Result<Attachment>> attach_in_background(
-      VmSpec spec, std::optional<KnownVm> known);
+      const VmSpec& spec, const std::optional<KnownVm>& known);
   /// Manages what was attached.
   std::shared_ptr<Vm> adopt(Attachment attachment, const Limits& limits, std::string_view how);
   [[nodiscard]] asio::awaitable<void> try_waiting();
