@@ -10,6 +10,7 @@
 #include "bench/vm_bench/scenario.h"
 #include "tests/vm/kit/accelerator.h"
 #include "tests/vm/kit/guest_image.h"
+#include "tests/vm/kit/temp_dir.h"
 
 namespace {
 
@@ -149,6 +150,7 @@ int main(int argc, char** argv) {
   CommandLine line;
   set_up(app, line);
   CLI11_PARSE(app, argc, argv);
+  fileballoon::vmkit::exit_cleanly_on_signals();
   try {
     run(line);
   } catch (const std::exception& error) {

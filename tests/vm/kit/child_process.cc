@@ -30,6 +30,7 @@ using Clock = std::chrono::steady_clock;
                              pid_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(127);  // it died before we asked
+  setpgid(0, 0);                        // Ctrl-C is for the test, which then ends this
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
