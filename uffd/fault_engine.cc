@@ -340,6 +340,9 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_write_protect(
     (void)ram.frames(region.object)
         .change(region.page_of(address), FrameState::absent, FrameState::backed);
   }
+  // The pager was writing this page out: it finds the page changed and leaves it.
+  (void)ram.frames(region.object)
+      .change(region.page_of(address), FrameState::guarded, FrameState::backed);
   bump(counters_.write_protect);
   return Answer::done;
 }
@@ -398,6 +401,11 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam
     answered_[answered_count_++] = filled;
   }
   bump(minor ? counters_.minor : counters_.missing);
+  if (outcome.count == 0) {
+    return Answer::done;  // poisoned: its content stays lost
+  }
+  // Punched by someone else while the pager was writing it out: it is no longer guarded.
+  (void)frames.change(page, FrameState::guarded, FrameState::backed);
   if (state == FrameState::absent || state == FrameState::paged) {
     frames.set(outcome.first, outcome.count, FrameState::backed);
     window_.filled(outcome.first, outcome.count);
@@ -506,6 +514,7 @@ EngineStats FaultEngine::stats() const {
     sum.window_used += get(c.window_used);
     sum.window_unused += get(c.window_unused);
     sum.content_pages += get(f.content_pages);
+    sum.poisoned += get(f.poisoned);
     sum.foreign_faults += get(c.foreign);
     sum.already_present += get(f.already_present);
     sum.deferred += get(c.deferred);

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -31,16 +32,31 @@ enum class Resolver {
 
 [[nodiscard]] const char* to_string(Resolver resolver);
 
-/// Where the content of `paged` pages comes from. Called by reader threads, under the range's lock.
+/// Where the content of `paged` pages comes from (the pager). Called by reader threads, under the
+/// range's lock.
 class PageSource {
  public:
+  struct Content {
+    enum class Status {
+      ready,  ///< `data` holds `count` pages from `first` on, until the thread's next call
+      later,  ///< it cannot be had now; the fault is tried again
+      lost,   ///< it can never be had again: the page is to be poisoned
+    };
+    Status status = Status::later;
+    const std::byte* data = nullptr;
+    std::uint64_t first = 0;
+    std::uint32_t count = 0;
+  };
   PageSource() = default;
   PageSource(const PageSource&) = delete;
   PageSource& operator=(const PageSource&) = delete;
   virtual ~PageSource() = default;
-  /// The content of one page, valid until the thread's next call; nullptr where it cannot be had
-  /// now (the fault is tried again later).
-  [[nodiscard]] virtual const void* page(std::uint32_t object, std::uint64_t page) = 0;
+  /// The content of page `fault` and, as it likes, of more of the `count` pages from `first` on,
+  /// which are all paged and hold `fault`.
+  [[nodiscard]] virtual Content fetch(std::uint32_t object, std::uint64_t first,
+                                      std::uint32_t count, std::uint64_t fault) = 0;
+  /// These pages are in the guest's memory now: their stored content is of no use any more.
+  virtual void filled(std::uint32_t object, std::uint64_t first, std::uint32_t count) = 0;
 };
 
 /// Snapshot of the engine's counters since start.
@@ -54,6 +70,7 @@ struct EngineStats {
   std::uint64_t window_used = 0;      ///< pages brought in ahead that the stream went past
   std::uint64_t window_unused = 0;    ///< pages brought in ahead where the stream ended
   std::uint64_t content_pages = 0;    ///< pages filled from a PageSource
+  std::uint64_t poisoned = 0;         ///< pages whose content is lost, made to raise SIGBUS
   std::uint64_t foreign_faults = 0;   ///< missing pages that nobody here discarded
   std::uint64_t already_present = 0;  ///< EEXIST: someone was faster
   std::uint64_t deferred = 0;         ///< put aside: range locked, or EAGAIN

@@ -8,6 +8,27 @@
 #include <system_error>
 
 namespace fileballoon {
+namespace {
+
+// Pages that are paged out look like discarded ones to the kernel, and are not: they keep their
+// content, in a store.
+void mark_absent(FrameMap& frames, std::uint64_t first, std::uint64_t count) {
+  const std::uint64_t end = first + count;
+  while (first < end) {
+    if (const std::uint64_t paged = frames.run(first, end - first, FrameState::paged); paged > 0) {
+      first += paged;
+      continue;
+    }
+    std::uint64_t run = 1;
+    while (first + run < end && frames.state(first + run) != FrameState::paged) {
+      ++run;
+    }
+    frames.set(first, run, FrameState::absent);
+    first += run;
+  }
+}
+
+}  // namespace
 
 GuardedDiscarder::GuardedDiscarder(WatchedRam& ram, Options options)
     : ram_(ram), options_(options) {
@@ -51,6 +72,12 @@ void GuardedDiscarder::disarm(std::uint32_t object, HostRange piece) {
   ram_.for_each_place(object, piece, [&](const WatchedRam::Region& region, AddressRange where) {
     (void)ram_.shard_of(region).unprotect(where, Wake::yes);
   });
+  // Pages that the pager was writing out are guarded no more; it looks again before it punches.
+  FrameMap& frames = ram_.frames(object);
+  const std::uint64_t first = piece.start.bytes() / kPageSize;
+  for (std::uint64_t page = first; page < first + piece.pages(); ++page) {
+    (void)frames.change(page, FrameState::guarded, FrameState::backed);
+  }
 }
 
 DiscardOutcome GuardedDiscarder::discard_shared(std::uint32_t object, HostRange piece) {
@@ -61,7 +88,7 @@ DiscardOutcome GuardedDiscarder::discard_shared(std::uint32_t object, HostRange 
   } else {
     outcome = discard_piece(ShmemPages(ram_.objects()[object].fd), piece,
                             [&](std::uint64_t first, std::uint64_t count) {
-                              ram_.frames(object).set(first, count, FrameState::absent);
+                              mark_absent(ram_.frames(object), first, count);
                             });
   }
   if (options_.arm) {

@@ -176,29 +176,56 @@ RangeFiller::Outcome RangeFiller::fill_content(const Request& request) {
   const WatchedRam::Region& region = *request.region;
   const Userfaultfd& uffd = ram_.shard_of(region);
   const std::uint64_t address = region.address_of(request.fault);
-  const void* content = source_->page(region.object, request.fault);
-  if (content == nullptr) {
+  const PageSource::Content content =
+      source_->fetch(region.object, request.first, request.count, request.fault);
+  if (content.status == PageSource::Content::Status::later) {
     return {Status::later, 0, 0};
   }
-  const UffdOutcome outcome = uffd.copy(one_page(address), content, Wake::yes);
-  switch (outcome.status) {
-    case UffdStatus::done:
-      bump(counters_.content_pages);
-      return {Status::filled, request.fault, 1};
-    case UffdStatus::exists:
-      bump(counters_.already_present);
-      (void)uffd.wake(one_page(address));
-      return {Status::filled, request.fault, 1};
-    case UffdStatus::again:
+  if (content.status == PageSource::Content::Status::lost) {
+    // Where the kernel cannot poison, the thread goes on waiting: never zeros, never stale data.
+    if (uffd.poison(one_page(address), Wake::yes).status != UffdStatus::done) {
       return {Status::later, 0, 0};
-    case UffdStatus::no_memory:
-      bump(counters_.no_memory);
-      return {Status::no_memory, 0, 0};
-    default:
-      bump(counters_.vanished);
-      (void)uffd.wake(one_page(address));
-      return {Status::gone, 0, 0};
+    }
+    bump(counters_.poisoned);
+    return {Status::filled, request.fault, 0};
   }
+  UffdOutcome outcome = uffd.copy({region.address_of(content.first), Bytes::pages(content.count)},
+                                  content.data, Wake::yes);
+  std::uint64_t first = content.first;
+  std::uint64_t count = outcome.completed.whole_pages();
+  if (first + count <= request.fault) {
+    // Stopped before the page that is waited for (a page brought back by other means): that one
+    // alone, so that its waiter goes on.
+    if (count > 0) {
+      source_->filled(region.object, first, static_cast<std::uint32_t>(count));
+      ram_.frames(region.object).set(first, count, FrameState::backed);
+    }
+    outcome = uffd.copy(one_page(address),
+                        content.data + (request.fault - content.first) * kPageSize, Wake::yes);
+    first = request.fault;
+    count = outcome.completed.whole_pages();
+  }
+  if (count == 0) {
+    switch (outcome.status) {
+      case UffdStatus::exists:
+        bump(counters_.already_present);
+        (void)uffd.wake(one_page(address));
+        count = 1;
+        break;
+      case UffdStatus::again:
+        return {Status::later, 0, 0};
+      case UffdStatus::no_memory:
+        bump(counters_.no_memory);
+        return {Status::no_memory, 0, 0};
+      default:
+        bump(counters_.vanished);
+        (void)uffd.wake(one_page(address));
+        return {Status::gone, 0, 0};
+    }
+  }
+  bump(counters_.content_pages, count);
+  source_->filled(region.object, first, static_cast<std::uint32_t>(count));
+  return {Status::filled, first, static_cast<std::uint32_t>(count)};
 }
 
 }  // namespace fileballoon

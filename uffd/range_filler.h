@@ -37,7 +37,7 @@ class RangeFiller {
   };
   struct Counters {
     std::atomic<std::uint64_t> pages{0}, content_pages{0}, already_present{0}, no_memory{0},
-        vanished{0};
+        vanished{0}, poisoned{0};
   };
 
   RangeFiller(WatchedRam& ram, Resolver resolver, PageSource* source);
