@@ -1,5 +1,5 @@
-// A guest whose agent lies. What it says can cost it memory that it named itself and nothing else:
-// the host discards only what it has seen to be zero, with nothing written in between.
+// A guest whose agent lies. The host discards only what it has itself seen to be zero, and where it
+// holds a userfaultfd (--refault uffd) nothing can be written in between.
 
 #include <gtest/gtest.h>
 
@@ -42,7 +42,7 @@ TEST_F(Hostile, LiveDataThatIsReportedStays) {
 
 // Lost otherwise: what is written between the host's look at a frame and its discard.
 TEST_F(Hostile, WhatIsWrittenWhileTheHostDiscardsStays) {
-  boot_attached();
+  boot_attached("uffd");
   const auto result =
       guest().call("report-while-writing", {{"channel", kChannel}, {"pages", 512}, {"rounds", 150}},
                    std::chrono::seconds(90));
