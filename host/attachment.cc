@@ -55,7 +55,7 @@ Result<Attachment> attach_vm(const VmSpec& spec, const std::optional<KnownVm>& k
   Attachment attachment;
   attachment.spec = spec;
   attachment.vmm = ram->process().name;
-  attachment.warnings = ram->warnings();
+  attachment.known.warnings = ram->warnings();
   attachment.known.start_time = ram->process().start_time;
   attachment.known.backings = ids_of(*ram);
   if (known && known->start_time != attachment.known.start_time) {
@@ -67,13 +67,16 @@ Result<Attachment> attach_vm(const VmSpec& spec, const std::optional<KnownVm>& k
   }
 
   const bool is_known = known && known->backings == attachment.known.backings;
-  Result<RamLayout> layout =
-      is_known ? RamLayout::create(known->segments) : find_layout(spec, *ram, attachment.warnings);
+  Result<RamLayout> layout = is_known ? RamLayout::create(known->segments)
+                                      : find_layout(spec, *ram, attachment.known.warnings);
   if (!layout) {
     return layout.error();
   }
   attachment.layout = std::move(*layout);
   attachment.known.segments = attachment.layout.segments();
+  if (is_known) {
+    attachment.known.warnings = known->warnings;
+  }
 
   Result<UniqueFd> channel = connect_channel(spec.channel);
   if (!channel) {
@@ -81,9 +84,9 @@ Result<Attachment> attach_vm(const VmSpec& spec, const std::optional<KnownVm>& k
   }
   attachment.channel = std::move(*channel);
   if (const pid_t listener = listener_of(attachment.channel.get());
-      listener != 0 && listener != spec.pid) {
+      listener != 0 && listener != spec.pid && !is_known) {
     // Not an error: libvirt opens the socket and passes it to QEMU.
-    attachment.warnings.push_back(
+    attachment.known.warnings.push_back(
         fmt::format("the channel {} was opened by pid {}, not by the VM's pid {}; make sure that "
                     "it is this VM's",
                     spec.channel, listener, spec.pid));

@@ -25,11 +25,13 @@ struct BackingId {
 };
 
 /// What a daemon remembers of a VM over its own restart: which process it was, and where its RAM
-/// lies, so that the monitor (which may be busy then) is not needed again.
+/// lies, so that the monitor (which may be busy then) is not needed again. Warnings are what the
+/// operator should know of this VM.
 struct KnownVm {
   std::uint64_t start_time = 0;  ///< of the process, clock ticks since boot
   std::vector<BackingId> backings;
   std::vector<RamSegment> segments;
+  std::vector<std::string> warnings;
 };
 
 struct Attachment {
@@ -40,7 +42,6 @@ struct Attachment {
   std::unique_ptr<RamOwner> ram;
   RamLayout layout;
   UniqueFd channel;  ///< connected
-  std::vector<std::string> warnings;
 };
 
 /// Attaches to the VM of `spec`. With `known`, insists on the very process that was known then.

@@ -11,6 +11,7 @@ namespace fileballoon::host {
 namespace {
 
 constexpr std::size_t kReadSize = 16 * 1024;
+constexpr std::chrono::seconds kHelloInterval{2};
 
 }  // namespace
 
@@ -19,6 +20,7 @@ Channel::Channel(LocalSocket socket, GuestSession& session, std::chrono::millise
       session_(session),
       write_timeout_(write_timeout),
       write_timer_(socket_.get_executor()),
+      hello_timer_(socket_.get_executor()),
       changed_(socket_.get_executor()) {}
 
 void Channel::stop(std::string reason) {
@@ -28,11 +30,13 @@ void Channel::stop(std::string reason) {
   reason_ = std::move(reason);
   error_code ignored;
   socket_.close(ignored);
+  hello_timer_.cancel();
   changed_.notify();
 }
 
 asio::awaitable<std::string> Channel::run() {
   session_.open();
+  repeat_hello_later();
   asio::co_spawn(
       socket_.get_executor(), [self = shared_from_this()] { return self->write_loop(); },
       asio::detached);
@@ -46,6 +50,17 @@ asio::awaitable<std::string> Channel::run() {
   }
   session_.close();
   co_return reason_;
+}
+
+void Channel::repeat_hello_later() {
+  hello_timer_.expires_after(kHelloInterval);
+  hello_timer_.async_wait([self = shared_from_this()](const error_code& cancelled) {
+    if (!cancelled && !self->stopped_) {
+      self->session_.repeat_hello();
+      self->changed_.notify();
+      self->repeat_hello_later();
+    }
+  });
 }
 
 asio::awaitable<void> Channel::read_loop() {

@@ -29,11 +29,13 @@ class Channel : public std::enable_shared_from_this<Channel> {
  private:
   [[nodiscard]] asio::awaitable<void> read_loop();
   [[nodiscard]] asio::awaitable<void> write_loop();
+  void repeat_hello_later();
 
   LocalSocket socket_;
   GuestSession& session_;
   std::chrono::milliseconds write_timeout_;
   asio::steady_timer write_timer_;
+  asio::steady_timer hello_timer_;
   Signal changed_;
   bool stopped_ = false;
   bool writer_done_ = false;

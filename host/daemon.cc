@@ -391,6 +391,52 @@ json::value Daemon::mem_floor(const json::object& raw) {
   return set_limits(vm, vm.limits().target, params.size("size", vm.ram_size()));
 }
 
+json::value Daemon::epoch(const json::object& raw) {
+  const RpcParams params(raw);
+  params.allow_only({"name", "advance"});
+  Vm& vm = *find(params.text("name"));
+  if (const auto* advance = raw.if_contains("advance")) {
+    if (!advance->is_bool()) {
+      refuse("parameter 'advance' must be true or false");
+    }
+    if (advance->as_bool()) {
+      vm.advance_epoch();
+    }
+  }
+  return json::object{{"name", vm.spec().name}, {"epoch", vm.epoch()}, {"state", vm.state()}};
+}
+
+json::value Daemon::purge(const json::object& raw) {
+  const RpcParams params(raw);
+  params.allow_only({"name", "amount"});
+  Vm& vm = *find(params.text("name"));
+  // All of it: a guest cannot have more page cache than RAM.
+  const Bytes amount =
+      raw.contains("amount") ? params.size("amount", vm.ram_size()) : vm.ram_size();
+  if (!vm.purge(amount)) {
+    refuse(fmt::format("{} cannot be asked now ({}): its agent (balloonfs) must be connected",
+                       vm.spec().name, vm.state()));
+  }
+  events_.publish(Severity::info, "purge", vm.spec().name,
+                  fmt::format("asked for {} of page cache", to_string(amount)),
+                  {{"amount_bytes", amount.count()}});
+  return json::object{{"name", vm.spec().name}, {"amount_bytes", amount.count()}};
+}
+
+json::value Daemon::cache(const json::object& raw) {
+  const RpcParams params(raw);
+  params.allow_only({"name", "mode"});
+  Vm& vm = *find(params.text("name"));
+  const Result<CacheMode> mode = parse_cache_mode(params.text("mode"));
+  if (!mode) {
+    refuse(mode.error().message);
+  }
+  vm.set_cache(*mode);
+  events_.publish(Severity::info, "cache-mode-set", vm.spec().name,
+                  fmt::format("cold page cache: {}", to_string(*mode)));
+  return json::object{{"name", vm.spec().name}, {"mode", to_string(*mode)}, {"state", vm.state()}};
+}
+
 json::value Daemon::list() const {
   json::array array;
   for (const auto& [name, vm] : vms_) {
@@ -431,6 +477,15 @@ asio::awaitable<json::value> Daemon::call(std::string_view method, const json::o
   }
   if (method == "mem-floor") {
     co_return mem_floor(params);
+  }
+  if (method == "epoch") {
+    co_return epoch(params);
+  }
+  if (method == "purge") {
+    co_return purge(params);
+  }
+  if (method == "cache") {
+    co_return cache(params);
   }
   if (method == "stats") {
     co_return stats(params);

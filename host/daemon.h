@@ -55,6 +55,9 @@ class Daemon {
   [[nodiscard]] boost::json::value stats(const boost::json::object& params) const;
   [[nodiscard]] boost::json::value mem_set(const boost::json::object& params);
   [[nodiscard]] boost::json::value mem_floor(const boost::json::object& params);
+  [[nodiscard]] boost::json::value epoch(const boost::json::object& params);
+  [[nodiscard]] boost::json::value purge(const boost::json::object& params);
+  [[nodiscard]] boost::json::value cache(const boost::json::object& params);
 
   /// attach_vm() on a worker thread. The arguments are copied before it first suspends.
   [[nodiscard]] asio::awaitable<Result<Attachment>> attach_in_background(

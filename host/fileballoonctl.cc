@@ -233,6 +233,49 @@ int run(int argc, char** argv) {
   add_limit("mem-floor", "set the part of a VM's balloon that its guest may never reclaim",
             "locked part of the balloon");
 
+  bool advance = false;
+  auto* epoch_verb = app.add_subcommand(
+      "epoch", "show the epoch that a guest's page cache ages by, or move it forward");
+  epoch_verb->add_option("NAME", name)->required();
+  epoch_verb->add_flag("--advance", advance,
+                       "what was not used since the last time may go (cache mode epoch)");
+  epoch_verb->callback([&] {
+    action = [&](Control& control) {
+      show(as_json, control.call("epoch", {{"name", name}, {"advance", advance}}),
+           [&](const json::value& value) {
+             return name + ": epoch " +
+                    std::to_string(value.at("epoch").to_number<std::uint64_t>()) + "\n";
+           });
+    };
+  });
+
+  std::string amount;
+  auto* purge_verb =
+      app.add_subcommand("purge", "have a guest give up page cache at once, cold or not");
+  purge_verb->add_option("NAME", name)->required();
+  purge_verb->add_option("--amount", amount, "how much (default: all of it)")->type_name("SIZE");
+  purge_verb->callback([&] {
+    action = [&](Control& control) {
+      json::object params{{"name", name}};
+      if (!amount.empty()) {
+        params["amount"] = amount;
+      }
+      show(as_json, control.call("purge", std::move(params)),
+           [&](const json::value&) { return name + ": asked; stats shows what the guest gave\n"; });
+    };
+  });
+
+  std::string mode;
+  auto* cache_verb = app.add_subcommand("cache", "choose what a guest does with cold page cache");
+  cache_verb->add_option("NAME", name)->required();
+  cache_verb->add_option("MODE", mode, "off, unmapped-first, proactive or epoch")->required();
+  cache_verb->callback([&] {
+    action = [&](Control& control) {
+      show(as_json, control.call("cache", {{"name", name}, {"mode", mode}}),
+           [&](const json::value&) { return name + ": cold page cache: " + mode + "\n"; });
+    };
+  });
+
   auto* stats_verb = app.add_subcommand("stats", "all numbers of one VM or of all");
   stats_verb->add_option("NAME", name);
   stats_verb->callback([&] { action = [&](Control& control) { stats(control, name, as_json); }; });

@@ -4,8 +4,6 @@
 
 #include <utility>
 
-#include "host/report.h"
-
 namespace fileballoon::host {
 
 GuestSession::GuestSession(Session::IdSource new_id, const RamLayout& layout, Delegate& delegate)
@@ -17,7 +15,18 @@ void GuestSession::open() {
   decoder_.restart();
   output_.clear();
   failure_.reset();
-  wire::encode(session_.hello(), wire::Hello{}, output_);
+  send_hello();
+  heard_ = ignored_ + decoder_.skipped();
+}
+
+void GuestSession::send_hello() { wire::encode(session_.hello(), wire::Hello{}, output_); }
+
+void GuestSession::repeat_hello() {
+  const std::uint64_t heard = ignored_ + decoder_.skipped();
+  if (!session_.is_established() && !failure_ && output_.empty() && heard != heard_) {
+    send_hello();
+  }
+  heard_ = heard;
 }
 
 void GuestSession::close() {
@@ -60,6 +69,7 @@ std::size_t GuestSession::receive(std::span<const std::byte> input) {
 void GuestSession::handle(wire::Frame frame) {
   const Session::Verdict verdict = session_.receive(frame.header);
   if (verdict == Session::Verdict::ignore) {
+    ++ignored_;
     return;
   }
   if (verdict == Session::Verdict::violation) {
@@ -70,10 +80,6 @@ void GuestSession::handle(wire::Frame frame) {
   if (const auto* hello = std::get_if<wire::Hello>(&frame.message)) {
     handle_hello(*hello, verdict);
   } else if (auto* report = std::get_if<wire::Report>(&frame.message)) {
-    if (auto violation = report_violation(*report)) {
-      fail(wire::ErrorCode::malformed, std::move(*violation));
-      return;
-    }
     ++open_reports_;
     delegate_.on_report({generation_, frame.header.sequence}, std::move(*report));
   } else if (const auto* stats = std::get_if<wire::Stats>(&frame.message)) {
@@ -90,9 +96,13 @@ void GuestSession::handle(wire::Frame frame) {
 }
 
 void GuestSession::handle_hello(const wire::Hello& hello, Session::Verdict verdict) {
-  end_session();  // whatever stood before, this HELLO starts anew
+  // Whatever stood before, this HELLO starts anew; only one that repeats what we know does not.
+  const bool repeated = verdict == Session::Verdict::reply_hello && session_.is_established();
+  if (!repeated) {
+    end_session();
+  }
   if (verdict == Session::Verdict::reply_hello || session_.must_reply()) {
-    wire::encode(session_.hello(), wire::Hello{}, output_);
+    send_hello();
   }
   if (verdict != Session::Verdict::established) {
     return;
@@ -111,6 +121,7 @@ void GuestSession::handle_hello(const wire::Hello& hello, Session::Verdict verdi
   const bool rebooted = boot_id_ && *boot_id_ != hello.boot_id;
   boot_id_ = hello.boot_id;
   limits_due_ = limits_.has_value();
+  cache_due_ = cache_.has_value();
   in_session_ = true;
   delegate_.on_established(hello, rebooted);
 }
@@ -142,6 +153,11 @@ void GuestSession::set_limits(const wire::LimitsMessage& limits) {
   limits_due_ = true;
 }
 
+void GuestSession::set_cache(const wire::CacheOrder& order) {
+  cache_ = order;
+  cache_due_ = true;
+}
+
 bool GuestSession::send_purge(Bytes amount) {
   if (!in_session_ || output_.size() >= kMaxOutput) {
     return false;
@@ -165,12 +181,18 @@ void GuestSession::send(const wire::Message& message) {
   wire::encode(session_.next_header(), message, output_);
 }
 
-bool GuestSession::has_output() const { return !output_.empty() || (limits_due_ && in_session_); }
+bool GuestSession::has_output() const {
+  return !output_.empty() || ((limits_due_ || cache_due_) && in_session_);
+}
 
 std::vector<std::byte> GuestSession::take_output() {
   if (limits_due_ && in_session_) {
     limits_due_ = false;
     send(*limits_);
+  }
+  if (cache_due_ && in_session_) {
+    cache_due_ = false;
+    send(*cache_);
   }
   return std::exchange(output_, {});
 }

@@ -54,6 +54,10 @@ class GuestSession {
 
   /// A channel was opened: starts anew and says HELLO.
   void open();
+  /// To be called every few seconds: says HELLO again where no session stands although the guest
+  /// was heard since the last call, so our HELLO must have been lost. Not to a silent guest: with
+  /// no agent there, unread HELLOs would fill the channel.
+  void repeat_hello();
   /// The channel was lost: ends the session without a word.
   void close();
 
@@ -68,6 +72,8 @@ class GuestSession {
 
   /// What the balloon should be; sent now or once a session stands. Only the latest is sent.
   void set_limits(const wire::LimitsMessage& limits);
+  /// What the guest should do with cold page cache; sent like the limits.
+  void set_cache(const wire::CacheOrder& order);
   /// Asks the guest to give up cold page cache; false without a session.
   bool send_purge(Bytes amount);
   /// Ends the session with an ERROR for the guest.
@@ -86,6 +92,7 @@ class GuestSession {
   void handle(wire::Frame frame);
   void handle_hello(const wire::Hello& hello, Session::Verdict verdict);
   void send(const wire::Message& message);
+  void send_hello();
   void end_session();
   [[nodiscard]] std::optional<std::string> ram_mismatch(const wire::Hello& hello) const;
 
@@ -96,10 +103,14 @@ class GuestSession {
   std::vector<std::byte> output_;
   std::uint64_t generation_ = 0;
   std::size_t open_reports_ = 0;
-  bool in_session_ = false;  // on_established() was called and on_session_over() was not
+  std::uint64_t ignored_ = 0;  // frames outside a session
+  std::uint64_t heard_ = 0;    // ignored frames and skipped bytes at the last repeat_hello()
+  bool in_session_ = false;    // on_established() was called and on_session_over() was not
   std::optional<BootId> boot_id_;
   std::optional<wire::LimitsMessage> limits_;
   bool limits_due_ = false;
+  std::optional<wire::CacheOrder> cache_;
+  bool cache_due_ = false;
   std::optional<std::string> failure_;
 };
 

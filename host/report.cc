@@ -1,20 +1,6 @@
 #include "host/report.h"
 
-#include <string>
-
 namespace fileballoon::host {
-
-std::optional<std::string> report_violation(const wire::Report& report) {
-  std::uint64_t frames = 0;  // at most 4096 ranges of 32-bit counts: no overflow
-  for (const FrameRange& range : report.ranges) {
-    frames += range.count;
-  }
-  if (frames > wire::kMaxFramesPerReport) {
-    return "a report of " + std::to_string(frames) + " frames; the most is " +
-           std::to_string(wire::kMaxFramesPerReport);
-  }
-  return std::nullopt;
-}
 
 std::optional<std::vector<wire::RangeOutcome>> execute_report(const wire::Report& report,
                                                               const RamLayout& layout,

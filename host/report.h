@@ -13,9 +13,6 @@
 
 namespace fileballoon::host {
 
-/// Whether `report` is within the protocol's bounds (number of frames); an error ends the session.
-[[nodiscard]] std::optional<std::string> report_violation(const wire::Report& report);
-
 /// Executes `report`; one outcome per range. Looks at `cancelled` before every range and returns
 /// nothing where it is set: the batch is then void, and what was discarded so far were zero pages.
 /// Blocks for the discards. Thread-safe where `owner` is.

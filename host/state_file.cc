@@ -42,7 +42,8 @@ json::object encode_vm(const SavedVm& vm) {
           {"target_bytes", vm.limits.target.count()},
           {"floor_bytes", vm.limits.floor.count()},
           {"backings", std::move(backings)},
-          {"segments", std::move(segments)}};
+          {"segments", std::move(segments)},
+          {"warnings", json::value_from(vm.known.warnings)}};
 }
 
 // json::value::at, as_* and to_number throw on anything that is not as expected; decode_state()
@@ -78,6 +79,7 @@ SavedVm decode_vm(const json::object& object) {
                                  s.at("backing").to_number<std::uint32_t>()});
   }
   RamLayout::create(vm.known.segments).value();
+  vm.known.warnings = json::value_to<std::vector<std::string>>(object.at("warnings"));
   return vm;
 }
 

@@ -51,6 +51,12 @@ constexpr std::array kStatNames = {
     StatName{wire::StatKey::psi_full_avg10_centi, "psi_full_avg10_centi", false},
     StatName{wire::StatKey::oom_kills, "oom_kills", false},
     StatName{wire::StatKey::growth_reason, "growth_reason", false},
+    StatName{wire::StatKey::cache_mode, "cache_mode", false},
+    StatName{wire::StatKey::cache_method, "cache_method", false},
+    StatName{wire::StatKey::cache_evicted_pages, "cache_evicted_pages", false},
+    StatName{wire::StatKey::cache_purged_pages, "cache_purged_pages", false},
+    StatName{wire::StatKey::cache_pauses, "cache_pauses", false},
+    StatName{wire::StatKey::epoch, "epoch", false},
 };
 
 }  // namespace
@@ -64,7 +70,6 @@ Vm::Vm(asio::io_context& control, Workers& workers, EventLog& events, Attachment
       spec_(std::move(attachment.spec)),
       known_(std::move(attachment.known)),
       vmm_(std::move(attachment.vmm)),
-      warnings_(std::move(attachment.warnings)),
       ram_(std::move(attachment.ram)),
       ram_size_(ram_->size()),
       layout_(std::make_shared<const RamLayout>(std::move(attachment.layout))),
@@ -202,6 +207,27 @@ void Vm::set_limits(const Limits& limits) {
   }
 }
 
+std::uint64_t Vm::advance_epoch() {
+  ++epoch_;
+  set_limits(limits_);
+  return epoch_;
+}
+
+void Vm::set_cache(CacheMode mode) {
+  session_.set_cache({mode});
+  if (channel_) {
+    channel_->notify();
+  }
+}
+
+bool Vm::purge(Bytes amount) {
+  const bool sent = session_.send_purge(amount);
+  if (channel_) {
+    channel_->notify();
+  }
+  return sent;
+}
+
 // ------------------------------------------------------------------------- GuestSession::Delegate
 
 void Vm::on_established(const wire::Hello& /*hello*/, bool rebooted) {
@@ -329,7 +355,7 @@ boost::json::object Vm::stats() const {
       {"frames_failed", counters_.failed},     {"reports_cancelled", counters_.cancelled_reports},
       {"sessions", counters_.sessions},        {"sessions_failed", counters_.failed_sessions}};
   boost::json::array warnings;
-  for (const std::string& warning : warnings_) {
+  for (const std::string& warning : known_.warnings) {
     warnings.emplace_back(warning);
   }
   object["warnings"] = std::move(warnings);

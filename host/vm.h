@@ -58,7 +58,7 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
 
   [[nodiscard]] const VmSpec& spec() const { return spec_; }
   [[nodiscard]] const KnownVm& known() const { return known_; }
-  [[nodiscard]] const std::vector<std::string>& warnings() const { return warnings_; }
+  [[nodiscard]] const std::vector<std::string>& warnings() const { return known_.warnings; }
   [[nodiscard]] const Limits& limits() const { return limits_; }
   [[nodiscard]] const VmCounters& counters() const { return counters_; }
   [[nodiscard]] Bytes ram_size() const { return ram_size_; }
@@ -66,6 +66,14 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   [[nodiscard]] Bytes footprint() const;
   /// Takes effect at once where a session stands, else when one does.
   void set_limits(const Limits& limits);
+  /// Moves the guest's epoch forward: what its page cache has not used since the last time may go.
+  /// Returns the new epoch.
+  std::uint64_t advance_epoch();
+  [[nodiscard]] std::uint64_t epoch() const { return epoch_; }
+  /// Chooses the guest's mode for cold page cache, now and in later sessions.
+  void set_cache(CacheMode mode);
+  /// Asks for `amount` of page cache at once; false where no agent is connected.
+  [[nodiscard]] bool purge(Bytes amount);
 
   /// "connected" (a session stands), "waiting for the guest" (channel open, no agent), or "no
   /// channel".
@@ -96,7 +104,6 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   VmSpec spec_;
   KnownVm known_;
   std::string vmm_;
-  std::vector<std::string> warnings_;
   std::shared_ptr<RamOwner> ram_;  // shared with work in flight; null once the VMM is gone
   Bytes ram_size_;
   std::shared_ptr<const RamLayout> layout_;
