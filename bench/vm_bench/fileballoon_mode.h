@@ -1,6 +1,7 @@
 // This project: fileballoond attached to the guest's QEMU, balloonfs mounted in the guest.
 #pragma once
 
+#include <chrono>
 #include <memory>
 
 #include "bench/vm_bench/mode.h"
@@ -12,11 +13,15 @@ namespace fileballoon::bench {
 class FileballoonMode final : public Mode {
  public:
   /// `refault`: as for `fileballoonctl attach --refault`.
-  explicit FileballoonMode(std::string refault) : refault_(std::move(refault)) {}
+  /// `cache`: mount option of that name; empty for the default.
+  explicit FileballoonMode(std::string refault, std::string cache = {})
+      : refault_(std::move(refault)), cache_(std::move(cache)) {}
 
   void start(vmkit::Vm& vm) override;
   [[nodiscard]] bool takes_target() const override { return true; }
   void request(Bytes size) override;
+  /// Advances the epoch of a guest that ages by epochs.
+  void steer() override;
   [[nodiscard]] Bytes inflated() override;
   [[nodiscard]] std::uint64_t yielded_pages() override;
   [[nodiscard]] bool yields_by_reclaim() const override { return true; }
@@ -25,6 +30,8 @@ class FileballoonMode final : public Mode {
 
  private:
   std::string refault_;
+  std::string cache_;
+  std::chrono::steady_clock::time_point next_epoch_{};
   std::unique_ptr<vmkit::Daemon> daemon_;
   std::unique_ptr<vmkit::Agent> agent_;
 };

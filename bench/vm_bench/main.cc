@@ -63,6 +63,9 @@ void set_up(CLI::App& app, CommandLine& line) {
   app.add_option("--cpus", line.settings.cpus, "virtual CPUs of the guest")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
+  app.add_option("--plot", line.settings.plot,
+                 "write PATH.svg and PATH.png, and PATH-MODE.dat (tracking)")
+      ->type_name("PATH");
   add_size(app, "--memory", line.settings.memory, "RAM of the guest");
   add_size(app, "--balloon", line.settings.balloon, "target of the balloon");
   add_size(app, "--fill", line.settings.fill, "what the workload fills (pressure)");

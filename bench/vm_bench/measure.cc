@@ -4,12 +4,13 @@
 
 namespace fileballoon::bench {
 
-Stage boot_for(const std::string& name, const Settings& settings) {
+Stage boot_for(const std::string& name, const Settings& settings, const std::string& disk) {
   Stage stage;
   stage.mode = make_mode(name);
   vmkit::VmOptions options;
   options.memory = settings.memory;
   options.cpus = settings.cpus;
+  options.disk = disk;
   stage.mode->configure(options);
   stage.vm = std::make_unique<vmkit::Vm>(options);
   stage.mode->start(*stage.vm);

@@ -15,7 +15,9 @@ struct Stage {
   std::unique_ptr<vmkit::Vm> vm;
   std::unique_ptr<Mode> mode;
 };
-[[nodiscard]] Stage boot_for(const std::string& mode, const Settings& settings);
+/// `disk`: a raw image for the guest's /dev/vda; empty for none.
+[[nodiscard]] Stage boot_for(const std::string& mode, const Settings& settings,
+                             const std::string& disk = {});
 
 /// Writes to nearly all free memory of the guest (64 MiB or a 16th of the RAM stay, so that
 /// nothing is reclaimed) and

@@ -31,6 +31,10 @@ class Mode {
   /// What is in the balloon now, as the host can see it without disturbing the guest.
   [[nodiscard]] virtual Bytes inflated() { return Bytes(0); }
 
+  /// For mechanisms that a program on the host steers: called several times a second while a
+  /// scenario runs.
+  virtual void steer() {}
+
   /// Pages that the guest has taken back from the balloon by itself, since the boot.
   [[nodiscard]] virtual std::uint64_t yielded_pages() { return 0; }
   /// True where those pages pass through the guest's page reclaim and count in its pgsteal_*.

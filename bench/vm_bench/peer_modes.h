@@ -2,6 +2,8 @@
 // free page reporting.
 #pragma once
 
+#include <chrono>
+
 #include "bench/vm_bench/mode.h"
 
 namespace fileballoon::bench {
@@ -20,10 +22,34 @@ class VirtioBalloonMode final : public Mode {
   [[nodiscard]] std::uint64_t yielded_pages() override;
 };
 
+/// The same, steered by the guest's statistics as Proxmox VE does it (PVE::AutoBalloon and
+/// pvestatd): every 10 s the balloon may move by 100 MiB towards a host that is used to 80 %, never
+/// leaving the guest less than its minimum; a guest with little free memory is not squeezed. The
+/// host is taken to be as large as the guest.
+class VirtioBalloonStatsMode final : public Mode {
+ public:
+  void configure(vmkit::VmOptions& options) const override;
+  void steer() override;
+
+ private:
+  std::chrono::steady_clock::time_point next_{};
+  Bytes actual_;
+};
+
 /// The guest tells the host of free blocks by itself, some seconds after they became free.
 class FreePageReportingMode final : public Mode {
  public:
   void configure(vmkit::VmOptions& options) const override;
+};
+
+/// The same, and a guest that drops its clean page cache every 10 s, as people do by cron.
+class DropCachesMode final : public Mode {
+ public:
+  void configure(vmkit::VmOptions& options) const override;
+  void steer() override;
+
+ private:
+  std::chrono::steady_clock::time_point next_{};
 };
 
 }  // namespace fileballoon::bench

@@ -56,7 +56,8 @@ std::vector<Row> merge_runs(const std::vector<Row>& rows) {
 }
 
 const std::vector<Scenario*>& scenarios() {
-  static const std::vector<Scenario*> all{&inflate_scenario(), &pressure_scenario()};
+  static const std::vector<Scenario*> all{&inflate_scenario(), &pressure_scenario(),
+                                          &tracking_scenario()};
   return all;
 }
 

@@ -17,6 +17,7 @@ struct Settings {
   Bytes balloon = Bytes::mib(600);  ///< target of the balloon
   Bytes fill = Bytes::mib(500);     ///< what the workload fills
   unsigned cpus = 2;                ///< of the guest
+  std::string plot;                 ///< path without suffix for pictures (tracking); empty: none
 };
 
 class Scenario {
@@ -49,5 +50,6 @@ class Scenario {
 /// Each defined in the file of its name.
 [[nodiscard]] Scenario& inflate_scenario();
 [[nodiscard]] Scenario& pressure_scenario();
+[[nodiscard]] Scenario& tracking_scenario();
 
 }  // namespace fileballoon::bench

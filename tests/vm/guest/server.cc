@@ -17,6 +17,7 @@
 
 #include "tests/vm/guest/liar.h"
 #include "tests/vm/guest/memory_work.h"
+#include "tests/vm/guest/staircase.h"
 #include "tests/vm/guest/sysinfo.h"
 
 namespace fileballoon::guest {
@@ -204,6 +205,17 @@ bool Server::handle_task(std::int64_t id, const std::string& verb, const Object&
   } else if (verb == "run") {
     const std::string command = text_of(request, "command");
     start_task(id, name, [=](TaskPort& port) { run_command(port, command); });
+  } else if (verb == "staircase") {
+    const StaircaseFiles files{text_of(request, "hot"), text_of(request, "once")};
+    const std::uint64_t largest = number_of(request, "largest");
+    start_task(id, name, [=](TaskPort& port) { climb_staircase(port, files, largest); });
+  } else if (verb == "step") {
+    const auto job = jobs_.find(name);
+    if (job == jobs_.end()) throw std::runtime_error("there is no staircase named " + name);
+    if (job->second.request >= 0) throw std::runtime_error(name + " is busy");
+    job->second.request = id;
+    job->second.task->order(
+        {{"size", number_of(request, "size")}, {"passes", number_of(request, "passes")}});
   } else if (verb == "report-live-data") {
     const std::string channel = text_of(request, "channel");
     const std::uint64_t pages = number_of(request, "pages");
