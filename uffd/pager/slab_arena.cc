@@ -42,7 +42,14 @@ SlabArena::SlabArena(Bytes limit) {
   }
 }
 
-SlabArena::~SlabArena() { ::munmap(base_, slabs_.size() * kSlabSize); }
+SlabArena::~SlabArena() {
+  for (Slab& slab : slabs_) {
+    if (slab.size_class != kUnused && classes_[slab.size_class].per_slab > 64) {
+      delete[] slab.live.words;
+    }
+  }
+  ::munmap(base_, slabs_.size() * kSlabSize);
+}
 
 std::uint8_t SlabArena::class_of(std::size_t size) const {
   return class_by_size_[(size + 15) / 16];
@@ -99,7 +106,12 @@ std::uint32_t SlabArena::open_slab(std::uint8_t size_class) {
   it.size_class = size_class;
   it.closed = false;
   it.birth = births_++;
-  it.live.assign((of.per_slab + 63) / 64, 0);
+  it.live.word = 0;
+  if (of.per_slab > 64) {
+    const std::uint32_t words = (of.per_slab + 63) / 64;
+    it.live.words = new std::uint64_t[words]();
+    bit_words_ += words;
+  }
   ++of.slabs;
   link(slab);
   return slab;
@@ -108,7 +120,13 @@ std::uint32_t SlabArena::open_slab(std::uint8_t size_class) {
 void SlabArena::close_empty(std::uint32_t slab) {
   Slab& it = slabs_[slab];
   unlink(slab);
-  --classes_[it.size_class].slabs;
+  SizeClass& of = classes_[it.size_class];
+  --of.slabs;
+  if (of.per_slab > 64) {
+    delete[] it.live.words;
+    bit_words_ -= (of.per_slab + 63) / 64;
+  }
+  it.live.word = 0;
   it.size_class = kUnused;
   it.closed = false;
   it.next = dirty_;
@@ -127,11 +145,12 @@ std::optional<ObjectId> SlabArena::allocate(std::size_t size) {
     }
   }
   Slab& it = slabs_[slab];
-  for (std::size_t word = 0; word < it.live.size(); ++word) {
-    const auto bit = static_cast<std::uint32_t>(std::countr_one(it.live[word]));
-    const std::uint32_t index = static_cast<std::uint32_t>(word) * 64 + bit;
+  std::uint64_t* live = live_bits(it);
+  for (std::uint32_t word = 0; word < (of.per_slab + 63) / 64; ++word) {
+    const auto bit = static_cast<std::uint32_t>(std::countr_one(live[word]));
+    const std::uint32_t index = word * 64 + bit;
     if (bit < 64 && index < of.per_slab) {
-      it.live[word] |= 1ULL << bit;
+      live[word] |= 1ULL << bit;
       ++of.used;
       if (++it.used == of.per_slab) {
         unlink(slab);
@@ -146,7 +165,7 @@ void SlabArena::free(ObjectId object) {
   const std::lock_guard guard(mutex_);
   Slab& it = slabs_[object.slab()];
   SizeClass& of = classes_[it.size_class];
-  it.live[object.index() / 64] &= ~(1ULL << (object.index() % 64));
+  live_bits(it)[object.index() / 64] &= ~(1ULL << (object.index() % 64));
   --of.used;
   if (--it.used == 0) {
     close_empty(object.slab());
@@ -162,7 +181,7 @@ bool SlabArena::is_live(ObjectId object) const {
   }
   const Slab& it = slabs_[object.slab()];
   return it.size_class != kUnused && object.index() < classes_[it.size_class].per_slab &&
-         (it.live[object.index() / 64] >> (object.index() % 64) & 1) != 0;
+         (live_bits(it)[object.index() / 64] >> (object.index() % 64) & 1) != 0;
 }
 
 // The class of a slab does not change while it holds an object, and the caller holds one.
@@ -256,11 +275,7 @@ Bytes SlabArena::memory() const {
 
 Bytes SlabArena::metadata() const {
   const std::lock_guard guard(mutex_);
-  std::uint64_t bytes = slabs_.size() * sizeof(Slab);
-  for (const Slab& slab : slabs_) {
-    bytes += slab.live.capacity() * sizeof(std::uint64_t);
-  }
-  return Bytes(bytes);
+  return Bytes(slabs_.size() * sizeof(Slab) + bit_words_ * sizeof(std::uint64_t));
 }
 
 }  // namespace fileballoon

@@ -71,7 +71,7 @@ class SlabArena {
       return;
     }
     for (std::uint32_t index = 0; index < classes_[it.size_class].per_slab; ++index) {
-      if ((it.live[index / 64] >> (index % 64) & 1) != 0) {
+      if ((live_bits(it)[index / 64] >> (index % 64) & 1) != 0) {
         const ObjectId object = ObjectId::of(slab, index);
         visit(object, data(object));
       }
@@ -97,10 +97,16 @@ class SlabArena {
     std::uint32_t birth = 0;        // counts openings; wraps after 2^32 slabs
     std::uint16_t used = 0;
     std::uint8_t size_class = kUnused;
-    bool listed = false;
-    bool closed = false;
-    std::vector<std::uint64_t> live;  // one bit an object
+    bool listed : 1 = false;
+    bool closed : 1 = false;
+    // One bit an object: `word` where 64 are enough, which is so for pages that compress 4:1 or
+    // less; else an array that the slab owns while it is open.
+    union {
+      std::uint64_t word = 0;
+      std::uint64_t* words;
+    } live;
   };
+  static_assert(sizeof(Slab) == 24, "counts for every 64 KiB of the limit");
   struct SizeClass {
     std::uint32_t size = 0;
     std::uint32_t per_slab = 0;
@@ -109,6 +115,12 @@ class SlabArena {
     std::uint64_t used = 0;
   };
 
+  [[nodiscard]] std::uint64_t* live_bits(Slab& slab) {
+    return classes_[slab.size_class].per_slab <= 64 ? &slab.live.word : slab.live.words;
+  }
+  [[nodiscard]] const std::uint64_t* live_bits(const Slab& slab) const {
+    return classes_[slab.size_class].per_slab <= 64 ? &slab.live.word : slab.live.words;
+  }
   [[nodiscard]] std::uint8_t class_of(std::size_t size) const;
   [[nodiscard]] std::uint32_t open_slab(std::uint8_t size_class);
   void close_empty(std::uint32_t slab);
@@ -124,6 +136,7 @@ class SlabArena {
   std::uint32_t dirty_ = kNil;    // empty, memory still there
   std::uint32_t trimmed_ = kNil;  // empty, memory returned
   std::uint64_t memory_slabs_ = 0;
+  std::uint64_t bit_words_ = 0;  // in arrays
   std::uint32_t births_ = 0;
 };
 

@@ -1,0 +1,508 @@
+// The pager on real memory with a real userfaultfd: threads of this process stand for the guest. A
+// page that does not come back exactly as it was written is a guest's memory corrupted.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <random>
+#include <thread>
+
+#include "tests/integration/uffd_own_memory.h"
+#include "tests/unit/store_pages.h"
+#include "uffd/pager/pager_service.h"
+#include "uffd/pager/tier_store.h"
+
+namespace fileballoon {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::OwnMemory;
+using testing::OwnMemoryOptions;
+
+/// Memory, a store, a pager on it and an engine that answers its faults.
+class PagerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = std::filesystem::current_path().string() + "/pager.XXXXXX";
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    directory_ = pattern;
+  }
+  void TearDown() override {
+    service_.reset();
+    engine_.reset();
+    pager_.reset();
+    memory_.reset();
+    std::filesystem::remove_all(directory_);
+  }
+
+  static std::unique_ptr<CompressedStore> compressed(Bytes limit = Bytes::mib(64)) {
+    return std::make_unique<CompressedStore>(CompressedStoreOptions{limit, Compression::lz4});
+  }
+  std::unique_ptr<FileStore> file(Bytes limit = Bytes::mib(64)) const {
+    return std::make_unique<FileStore>(StoreFile::open({directory_, limit, "vm"}).value(), nullptr);
+  }
+
+  void start(std::unique_ptr<PageStore> store, Bytes size = Bytes::mib(32),
+             Resolver resolver = Resolver::zeropage) {
+    OwnMemoryOptions options;
+    options.size = size;
+    memory_ = std::make_unique<OwnMemory>(options);
+    pager_ = Pager::create(memory_->ram(), std::move(store)).value();
+    FaultEngine::Options engine;
+    engine.resolver = resolver;
+    engine_ = std::make_unique<FaultEngine>(memory_->ram(), engine, pager_.get());
+    writer_ = std::make_unique<PageWriter>(*pager_);
+  }
+  void serve(PagerService::Options options, AccessMethod method = AccessMethod::unmap) {
+    auto tracker =
+        AccessTracker::create(memory_->ram(), ::getpid(), pager_->all_ages(), method).value();
+    service_ = std::make_unique<PagerService>(*pager_, std::move(tracker), nullptr, options);
+  }
+
+  void fill(std::uint64_t seed = 1) {
+    for (std::uint64_t page = 0; page < memory_->pages(); ++page) {
+      testing::fill_compressible(memory_->page(page), seed * 1000003 + page);
+    }
+  }
+  /// How many pages are not what fill() made them.
+  std::uint64_t wrong_pages(std::uint64_t seed = 1) {
+    PageBuffer expected(1);
+    std::uint64_t wrong = 0;
+    for (std::uint64_t page = 0; page < memory_->pages(); ++page) {
+      testing::fill_compressible(expected.page(0), seed * 1000003 + page);
+      wrong += std::memcmp(memory_->page(page), expected.page(0), kPageSize) == 0 ? 0 : 1;
+    }
+    return wrong;
+  }
+  /// Pages out [first, end) and says what became of them.
+  PageWriter::Outcome out(std::uint64_t first, std::uint64_t end) {
+    PageWriter::Outcome sum;
+    while (first < end) {
+      std::vector<std::uint64_t> batch(std::min<std::uint64_t>(PageWriter::kBatch, end - first));
+      std::iota(batch.begin(), batch.end(), first);
+      const PageWriter::Outcome one = writer_->write(0, batch);
+      sum.stored += one.stored;
+      sum.zero += one.zero;
+      sum.raced += one.raced;
+      sum.rejected += one.rejected;
+      sum.status = one.status == StoreStatus::ok ? sum.status : one.status;
+      first += batch.size();
+    }
+    return sum;
+  }
+  Bytes footprint() const {
+    struct stat status {};
+    EXPECT_EQ(::fstat(memory_->fd(), &status), 0);
+    return Bytes(static_cast<std::uint64_t>(status.st_blocks) * 512);
+  }
+  std::vector<PagerEvent> events() {
+    std::vector<PagerEvent> all;
+    (void)pager_->events().drain([&](const PagerEvent& event) { all.push_back(event); });
+    return all;
+  }
+  template <class Condition>
+  static bool within(std::chrono::seconds limit, Condition&& condition) {
+    const auto end = std::chrono::steady_clock::now() + limit;
+    while (!condition()) {
+      if (std::chrono::steady_clock::now() > end) {
+        return false;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return true;
+  }
+
+  /// A thread that waited for a page runs on an instant before the pager has closed its books.
+  bool store_empties() {
+    return within(std::chrono::seconds(2), [&] {
+      const PagerStats stats = pager_->stats();
+      return stats.paged_pages == 0 && stats.store.pages == 0;
+    });
+  }
+
+  std::string directory_;
+  std::unique_ptr<OwnMemory> memory_;
+  std::unique_ptr<Pager> pager_;
+  std::unique_ptr<FaultEngine> engine_;
+  std::unique_ptr<PageWriter> writer_;
+  std::unique_ptr<PagerService> service_;
+};
+
+TEST_F(PagerTest, MemoryGoesOutToCompressedMemoryAndComesBack) {
+  start(compressed());
+  fill();
+  const PageWriter::Outcome outcome = out(0, memory_->pages());
+  EXPECT_EQ(outcome.stored, memory_->pages());
+  EXPECT_EQ(footprint().count(), 0U);
+  EXPECT_EQ(pager_->stats().paged_pages, memory_->pages());
+  EXPECT_EQ(wrong_pages(), 0U);
+  EXPECT_TRUE(store_empties()) << "contents were kept after they went back";
+  EXPECT_GT(pager_->stats().read_ahead, memory_->pages() / 2)
+      << "a sequential reader faulted " << pager_->stats().faults << " times";
+}
+
+TEST_F(PagerTest, MemoryGoesOutToAFileAndComesBack) {
+  start(file());
+  fill();
+  EXPECT_EQ(out(0, memory_->pages()).stored, memory_->pages());
+  EXPECT_EQ(footprint().count(), 0U);
+  EXPECT_EQ(wrong_pages(), 0U);
+  EXPECT_TRUE(store_empties());
+}
+
+TEST_F(PagerTest, MemoryGoesOutToATierAndComesBack) {
+  start(std::make_unique<TierStore>(compressed(Bytes::mib(4)), file()));
+  fill();
+  for (std::uint64_t page = 0; page < memory_->pages(); page += 512) {
+    EXPECT_EQ(out(page, page + 512).stored, 512U);
+    pager_->store().maintain(*pager_);
+  }
+  EXPECT_GT(pager_->stats().store.spilled, 0U);
+  EXPECT_EQ(footprint().count(), 0U);
+  EXPECT_EQ(wrong_pages(), 0U);
+  EXPECT_TRUE(store_empties());
+}
+
+TEST_F(PagerTest, ZeroPagesAreDiscardedAndNotStored) {
+  start(compressed());
+  testing::fill_compressible(memory_->page(100), 1);
+  const PageWriter::Outcome outcome = out(0, 1000);
+  EXPECT_EQ(outcome.zero, 999U);
+  EXPECT_EQ(outcome.stored, 1U);
+  EXPECT_EQ(memory_->ram().frames(0).state(7), FrameState::absent);
+  EXPECT_EQ(*reinterpret_cast<volatile std::uint64_t*>(memory_->page(7)), 0U);
+}
+
+TEST_F(PagerTest, SwapInStormOfAllFramesAtOnce) {
+  for (const bool to_file : {false, true}) {
+    start(to_file ? std::unique_ptr<PageStore>(file()) : compressed(), Bytes::mib(32));
+    fill();
+    ASSERT_EQ(out(0, memory_->pages()).stored, memory_->pages());
+    std::atomic<std::uint64_t> wrong{0};
+    std::vector<std::thread> threads;
+    for (unsigned t = 0; t < 8; ++t) {
+      threads.emplace_back([&, t] {
+        std::vector<std::uint64_t> order(memory_->pages());
+        std::iota(order.begin(), order.end(), 0);
+        std::shuffle(order.begin(), order.end(), std::mt19937_64(t));
+        PageBuffer expected(1);
+        for (const std::uint64_t page : order) {
+          testing::fill_compressible(expected.page(0), 1000003 + page);
+          wrong += std::memcmp(memory_->page(page), expected.page(0), kPageSize) == 0 ? 0 : 1;
+        }
+      });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    EXPECT_EQ(wrong, 0U);
+    EXPECT_TRUE(store_empties());
+    engine_.reset();
+    pager_.reset();
+    memory_.reset();
+  }
+}
+
+// Threads write to pages at the very moment they are paged out; every write is accounted for.
+TEST_F(PagerTest, NoWriteIsLostBesidePageOut) {
+  start(compressed(), Bytes::mib(8));
+  fill();
+  std::atomic<bool> stop{false};
+  constexpr unsigned kThreads = 3;
+  std::vector<std::vector<std::uint64_t>> written(kThreads,
+                                                  std::vector<std::uint64_t>(memory_->pages(), 0));
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      while (!stop) {
+        // A word of its own in each page; neighbours at once, as fault and write collide most then.
+        const std::uint64_t page = random() % memory_->pages();
+        auto* word = reinterpret_cast<std::uint64_t*>(memory_->page(page)) + 100 + t;
+        __atomic_store_n(word, ++written[t][page], __ATOMIC_RELAXED);
+      }
+    });
+  }
+  std::uint64_t gone = 0;
+  std::uint64_t raced = 0;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(40);
+  while (gone < 100000 && std::chrono::steady_clock::now() < end) {
+    const PageWriter::Outcome outcome = out(0, memory_->pages());
+    gone += outcome.stored + outcome.zero;
+    raced += outcome.raced;
+    pager_->store().maintain(*pager_);
+  }
+  stop = true;
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  std::uint64_t lost = 0;
+  for (unsigned t = 0; t < kThreads; ++t) {
+    for (std::uint64_t page = 0; page < memory_->pages(); ++page) {
+      const std::uint64_t now = reinterpret_cast<std::uint64_t*>(memory_->page(page))[100 + t];
+      lost += written[t][page] != 0 && now != written[t][page] ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(lost, 0U);
+  EXPECT_GE(gone, 20000U);
+  EXPECT_GT(raced, 0U) << "no write ever raced: the test has not tested anything";
+  RecordProperty("paged_out", std::to_string(gone));
+  RecordProperty("raced", std::to_string(raced));
+}
+
+// Discards for the balloon and page-outs on the same frames at once.
+TEST_F(PagerTest, TheBalloonsDiscardsLeavePagedPagesAlone) {
+  start(compressed(), Bytes::mib(8));
+  fill();
+  GuardedDiscarder discarder(memory_->ram());
+  std::atomic<bool> stop{false};
+  std::thread discards([&] {
+    while (!stop) {
+      (void)discarder.discard(0, memory_->all());
+    }
+  });
+  for (int round = 0; round < 20; ++round) {
+    (void)out(0, memory_->pages());
+    ASSERT_EQ(wrong_pages(), 0U) << "round " << round;
+  }
+  stop = true;
+  discards.join();
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+// SIGBUS is what a process is told about a page that is lost.
+sigjmp_buf g_lost;
+void on_sigbus(int) { siglongjmp(g_lost, 1); }
+
+bool touching_kills(const std::byte* page) {
+  struct sigaction action {};
+  struct sigaction old {};
+  action.sa_handler = on_sigbus;
+  ::sigaction(SIGBUS, &action, &old);
+  volatile bool killed = true;
+  if (sigsetjmp(g_lost, 1) == 0) {
+    (void)*reinterpret_cast<const volatile std::uint64_t*>(page);
+    killed = false;
+  }
+  ::sigaction(SIGBUS, &old, nullptr);
+  return killed;
+}
+
+TEST_F(PagerTest, ADamagedPageIsPoisonedAndNeverZeroOrStale) {
+  if (!Userfaultfd::kernel_features().value().has(UffdFeature::poison)) {
+    GTEST_SKIP() << "this kernel has no UFFDIO_POISON (Linux 6.6)";
+  }
+  start(file());
+  fill();
+  ASSERT_EQ(out(0, 64).stored, 64U);
+  // Damage slot 17 on the disk, behind the store's back.
+  {
+    auto& store = static_cast<FileStore&>(pager_->store());
+    const char path[] = "/proc/self/fd/";
+    const UniqueFd fd(::open((path + std::to_string(store.file().fd())).c_str(), O_RDWR));
+    ASSERT_TRUE(fd.valid());
+    const auto at = static_cast<off_t>((StoreFile::kContentStart + Bytes::pages(17)).count());
+    ASSERT_EQ(::pwrite(fd.get(), "damaged!", 8, at), 8);
+    ASSERT_EQ(::fsync(fd.get()), 0);
+  }
+  EXPECT_TRUE(touching_kills(memory_->page(17)));
+  EXPECT_TRUE(touching_kills(memory_->page(17))) << "a second touch got something else";
+  EXPECT_FALSE(touching_kills(memory_->page(16)));
+  EXPECT_FALSE(touching_kills(memory_->page(18)));
+  const auto all = events();
+  ASSERT_FALSE(all.empty());
+  EXPECT_EQ(all[0].kind, PagerEvent::Kind::page_lost);
+  EXPECT_EQ(all[0].page, 17U);
+  EXPECT_EQ(all[0].status, StoreStatus::corrupt);
+  EXPECT_THAT(to_string(all[0]), HasSubstr("page 17"));
+}
+
+TEST_F(PagerTest, AFileThatLostItsEndPoisonsAndGoesOn) {
+  if (!Userfaultfd::kernel_features().value().has(UffdFeature::poison)) {
+    GTEST_SKIP() << "this kernel has no UFFDIO_POISON (Linux 6.6)";
+  }
+  start(file());
+  fill();
+  ASSERT_EQ(out(0, 64).stored, 64U);
+  ASSERT_EQ(::ftruncate(static_cast<FileStore&>(pager_->store()).file().fd(), 32 * kPageSize), 0);
+  EXPECT_FALSE(touching_kills(memory_->page(3)));
+  EXPECT_TRUE(touching_kills(memory_->page(40)));
+  EXPECT_EQ(events().at(0).status, StoreStatus::io_error);
+}
+
+TEST_F(PagerTest, AFullStoreStopsPageOutAndTheGuestGoesOn) {
+  start(compressed(Bytes::mib(2)));
+  fill();
+  PagerService::Options options;
+  options.look_interval = std::chrono::milliseconds(50);
+  options.min_age = 1;
+  options.retry = std::chrono::milliseconds(100);
+  serve(options);
+  service_->set_goal(Bytes(0));
+  ASSERT_TRUE(within(std::chrono::seconds(20),
+                     [&] { return service_->status().state == PagerService::State::stopped; }));
+  EXPECT_EQ(service_->status().stop_reason, StoreStatus::full);
+  std::this_thread::sleep_for(std::chrono::milliseconds(400));
+  const auto all = events();
+  ASSERT_EQ(all.size(), 1U) << "told once, not once a retry";
+  EXPECT_EQ(to_string(all[0]), "page-out stopped: the store is full");
+  service_->clear_goal();
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+TEST_F(PagerTest, AFullFileSystemStopsPageOutAndTheGuestGoesOn) {
+  // In a mount namespace of our own: nothing is left behind however the test ends.
+  if (::unshare(CLONE_NEWNS) != 0 ||
+      ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+      ::mount("tmpfs", directory_.c_str(), "tmpfs", 0, "size=40m") != 0) {
+    GTEST_SKIP() << "mounting a small file system needs root";
+  }
+  start(file(Bytes::mib(32)));
+  fill();
+  std::ofstream(directory_ + "/other") << std::string(30 << 20, 'x');
+  const PageWriter::Outcome outcome = out(0, memory_->pages());
+  EXPECT_EQ(outcome.status, StoreStatus::full);
+  EXPECT_LT(outcome.stored, memory_->pages());
+  EXPECT_EQ(wrong_pages(), 0U);
+  std::filesystem::remove(directory_ + "/other");
+  EXPECT_EQ(out(0, memory_->pages()).stored, memory_->pages()) << "room again, and not used";
+  EXPECT_EQ(wrong_pages(), 0U);
+  engine_.reset();
+  pager_.reset();
+  EXPECT_EQ(::umount(directory_.c_str()), 0);
+}
+
+TEST_F(PagerTest, DetachBringsEverythingBackWhileTheGuestWrites) {
+  start(std::make_unique<TierStore>(compressed(Bytes::mib(4)), file()));
+  fill();
+  ASSERT_EQ(out(0, memory_->pages()).stored, memory_->pages());
+  serve({});
+  std::atomic<bool> stop{false};
+  std::thread guest([&] {
+    std::mt19937_64 random(1);
+    while (!stop) {
+      (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(random() % memory_->pages()));
+    }
+  });
+  std::vector<std::uint64_t> seen;
+  const Pager::Progress done = service_->detach([&](const Pager::Progress& progress) {
+    seen.push_back(progress.done);
+    return true;
+  });
+  stop = true;
+  guest.join();
+  EXPECT_EQ(done.lost, 0U);
+  EXPECT_EQ(pager_->stats().paged_pages, 0U);
+  EXPECT_TRUE(std::is_sorted(seen.begin(), seen.end()));
+  EXPECT_GE(seen.size(), memory_->pages() / 512);
+  EXPECT_EQ(memory_->ram().frames(0).count(FrameState::paged), 0U);
+  engine_.reset();  // nobody answers faults any more: all must be there
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+class TrackerTest : public PagerTest, public ::testing::WithParamInterface<AccessMethod> {};
+INSTANTIATE_TEST_SUITE_P(Method, TrackerTest,
+                         ::testing::Values(AccessMethod::unmap, AccessMethod::write_protect),
+                         [](const auto& info) {
+                           return info.param == AccessMethod::unmap ? "unmap" : "write_protect";
+                         });
+
+TEST_P(TrackerTest, PagesInUseAreYoungAndOthersGrowOld) {
+  start(compressed());
+  fill();
+  auto tracker =
+      AccessTracker::create(memory_->ram(), ::getpid(), pager_->all_ages(), GetParam()).value();
+  ASSERT_TRUE(tracker.look().complete);
+  for (int i = 0; i < 3; ++i) {
+    for (std::uint64_t page = 1000; page < 1100; ++page) {
+      *reinterpret_cast<volatile std::uint64_t*>(memory_->page(page) + 64) = page;
+    }
+    for (std::uint64_t page = 3000; page < 3100; ++page) {
+      (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(page));
+    }
+    const AccessTracker::Look look = tracker.look();
+    ASSERT_TRUE(look.complete);
+    EXPECT_GE(look.accessed, 100U);
+    EXPECT_LT(look.accessed, 800U) << "fault-around or huge pages blur the picture";
+  }
+  AgeMap& ages = pager_->ages(0);
+  EXPECT_EQ(ages.age(1050), 0U);
+  EXPECT_EQ(ages.age(5000), 3U);
+  if (GetParam() == AccessMethod::unmap) {
+    EXPECT_EQ(ages.age(3050), 0U) << "reads must be seen";
+  }
+  EXPECT_EQ(footprint(), Bytes::pages(memory_->pages())) << "looking must not take memory away";
+}
+
+TEST_F(PagerTest, PagesOutWhatIsColdAndLeavesTheWorkingSet) {
+  if (std::ifstream swaps("/proc/swaps");
+      std::count(std::istreambuf_iterator<char>(swaps), {}, '\n') > 1) {
+    GTEST_SKIP() << "swap is active on this machine";
+  }
+  start(compressed());
+  fill();
+  constexpr std::uint64_t kHot = 2048;  // of 8192
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint64_t> laps{0};
+  std::thread guest([&] {
+    while (!stop) {
+      for (std::uint64_t page = 0; page < kHot; ++page) {
+        (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(page));
+      }
+      ++laps;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  });
+  PagerService::Options options;
+  options.look_interval = std::chrono::milliseconds(300);
+  serve(options);
+  service_->set_goal(Bytes::mib(16));
+  ASSERT_TRUE(within(std::chrono::seconds(30), [&] {
+    return service_->status().footprint <= Bytes::mib(16) + Bytes::pages(64);
+  })) << to_string(service_->status().state);
+  const std::uint64_t faults = pager_->stats().faults;
+  EXPECT_LT(faults, kHot / 10) << "the working set was paged out";
+  EXPECT_EQ(memory_->ram().frames(0).run(0, kHot, FrameState::backed), kHot);
+  stop = true;
+  guest.join();
+  EXPECT_GT(laps, 10U);
+  service_.reset();
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+TEST_F(PagerTest, StaysWithinItsMemoryBounds) {
+  start(compressed(Bytes::mib(32)), Bytes::mib(64));
+  const std::uint64_t all = memory_->pages();
+  fill();
+  // Beside the pages: fixed buffers, which do not grow with the VM.
+  const std::uint64_t fixed = sizeof(WordTable);
+  EXPECT_LE(pager_->stats().metadata.count(), 2 * all + fixed);
+  ASSERT_EQ(out(0, all / 2).stored, all / 2);
+  EXPECT_LE(pager_->stats().metadata.count(), 2 * (all / 2) + 16 * (all / 2) + fixed);
+  ASSERT_EQ(out(all / 2, all).stored, all / 2);
+  EXPECT_LE(pager_->stats().metadata.count(), 16 * all + fixed);
+  RecordProperty("bytes_per_paged_page",
+                 std::to_string((pager_->stats().metadata.count() - fixed) / all));
+}
+
+TEST_F(PagerTest, PrivateMemoryIsRefusedByName) {
+  OwnMemoryOptions options;
+  options.kind = testing::MemoryKind::anonymous;
+  const OwnMemory anonymous(options);
+  const auto pager = Pager::create(const_cast<OwnMemory&>(anonymous).ram(), compressed());
+  ASSERT_FALSE(pager);
+  EXPECT_THAT(pager.error().message, HasSubstr("memory-backend-memfd,share=on"));
+}
+
+}  // namespace
+}  // namespace fileballoon

@@ -1,0 +1,105 @@
+// PagerService: the thread that pages a VM out towards a footprint. It looks which pages are in use
+// while it has something to do (and never otherwise: looking costs the guest faults), pages out the
+// coldest, waits while faults wait, gives way when what it paged out comes right back, and stops
+// and tries again later where the store cannot take more. All methods are thread-safe.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "uffd/pager/access_tracker.h"
+#include "uffd/pager/cold_pages.h"
+#include "uffd/pager/page_writer.h"
+#include "uffd/pager/write_budget.h"
+
+namespace fileballoon {
+
+class PagerService {
+ public:
+  struct Options {
+    /// Time between two looks at what is in use, while there is something to page out.
+    std::chrono::milliseconds look_interval{1000};
+    /// Looks that a page must have been unused for.
+    unsigned min_age = 2;
+    /// How long to leave a store alone that was full or failing.
+    std::chrono::milliseconds retry{10000};
+  };
+  enum class State {
+    idle,        ///< the footprint is what is wanted
+    looking,     ///< waiting to see which pages are cold
+    paging_out,  ///< at work
+    giving_way,  ///< what was paged out comes back as fast: pausing for an interval
+    stopped,     ///< the store takes no more; see stop_reason
+    detached,    ///< page_in_all() has run, or the VM is gone
+  };
+  struct Status {
+    State state = State::idle;
+    StoreStatus stop_reason = StoreStatus::ok;
+    AccessMethod method = AccessMethod::unmap;
+    Bytes footprint;  ///< allocated in the VM's RAM objects now
+    Bytes goal;
+    PagerStats pager;
+  };
+
+  /// `pager` outlives this; `budget` may be null. Starts the thread, with nothing to do.
+  PagerService(Pager& pager, AccessTracker tracker, std::shared_ptr<WriteBudget> budget,
+               Options options);
+  PagerService(const PagerService&) = delete;
+  PagerService& operator=(const PagerService&) = delete;
+  /// Stops paging out; what is in the store stays there.
+  ~PagerService();
+
+  /// Pages out while the VM's RAM takes more than `footprint`. Never pages in: faults do.
+  void set_goal(Bytes footprint);
+  void clear_goal();
+
+  /// Stops paging out for good and brings everything back; blocks. See Pager::page_in_all().
+  Pager::Progress detach(const std::function<bool(const Pager::Progress&)>& progress);
+
+  [[nodiscard]] Status status() const;
+
+ private:
+  void run();
+  void step(std::unique_lock<std::mutex>& lock);
+  [[nodiscard]] State page_out(Bytes excess);
+  /// Writes `batch_`; false if page-out has to stop, and `wanted` less what went.
+  [[nodiscard]] bool write_batch(std::uint64_t& wanted);
+  void yield_to_faults();
+  [[nodiscard]] bool faults_wait() const;
+  [[nodiscard]] Bytes footprint() const;
+  void stop_for(StoreStatus why);
+
+  using Clock = std::chrono::steady_clock;
+
+  Pager& pager_;
+  AccessTracker tracker_;
+  std::shared_ptr<WriteBudget> budget_;
+  Options options_;
+  PageWriter writer_;
+  ColdPages cold_;
+  ColdPages::Batch batch_;
+
+  mutable std::mutex mutex_;  // never held while working
+  std::condition_variable wake_;
+  bool quit_ = false;
+  std::optional<Bytes> goal_;
+  State state_ = State::idle;
+  StoreStatus stop_reason_ = StoreStatus::ok;
+  // The thread's own.
+  Clock::time_point next_look_{};
+  Clock::time_point retry_at_{};
+  Clock::time_point next_upkeep_{};
+  std::uint64_t faults_before_ = 0;
+  std::uint64_t out_before_ = 0;
+  std::atomic<bool> interrupt_{false};
+  std::thread thread_;
+};
+
+[[nodiscard]] std::string_view to_string(PagerService::State state);
+
+}  // namespace fileballoon
