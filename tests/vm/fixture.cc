@@ -1,6 +1,7 @@
 #include "tests/vm/fixture.h"
 
 #include <algorithm>
+#include <boost/json/serialize.hpp>
 #include <iostream>
 #include <thread>
 
@@ -68,8 +69,11 @@ void VmTest::touch_free_memory(vmkit::Vm& vm) {
 
 ::testing::AssertionResult VmTest::wait_inflated(Bytes size) {
   vmkit::Agent agent(vm());
-  return wait_for("the balloon holds " + to_string(size),
-                  [&] { return agent.resident() >= size && agent.number("in_flight_bytes") == 0; });
+  auto reached = wait_for("the balloon holds " + to_string(size), [&] {
+    return agent.resident() >= size && agent.number("in_flight_bytes") == 0;
+  });
+  if (!reached) reached << "; the agent says " << boost::json::serialize(agent.stats());
+  return reached;
 }
 
 }  // namespace fileballoon

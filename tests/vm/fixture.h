@@ -40,7 +40,7 @@ class VmTest : public ::testing::Test {
   /// Waits until `condition` holds; a test failure naming `what` where it does not in time.
   ::testing::AssertionResult wait_for(const std::string& what,
                                       const std::function<bool()>& condition,
-                                      std::chrono::seconds timeout = std::chrono::seconds(30));
+                                      std::chrono::seconds timeout = std::chrono::seconds(60));
   /// Waits until the guest's balloon holds at least `size`.
   ::testing::AssertionResult wait_inflated(Bytes size);
   [[nodiscard]] Bytes discarded(const std::string& name = kName) {

@@ -22,11 +22,11 @@ TEST_F(Machine, FourGibibytesWithThePciHole) {
   boot_with_balloon(options);
   const std::string iomem = guest().shell("grep -i 'system ram' /proc/iomem");
   ASSERT_NE(iomem.find("100000000-"), std::string::npos) << "no RAM above 4 GiB:\n" << iomem;
-  guest().fill("held", Bytes::mib(600));
+  guest().fill("held", Bytes::mib(300));
   touch_free_memory();
   const Bytes before = vm().footprint().now();
   // More than lies on either side of the hole.
-  const Bytes target = Bytes::mib(2900);
+  const Bytes target = Bytes::mib(2300);
   daemon().set_target(kName, target);
   ASSERT_TRUE(wait_inflated(target));
   EXPECT_GE((before - vm().footprint().now()).as_mib(), 0.95 * target.as_mib());

@@ -113,6 +113,9 @@ std::optional<std::string> why_no_guest() {
   if (!fs::exists(kernel_dir() + "/vmlinuz")) {
     return "no guest kernel in " + kernel_dir() + "; " + kFetchHint;
   }
+  if (!fs::exists(agent_path())) {
+    return "no static agent in " + agent_path() + "; sanitized builds have none, others make it";
+  }
   return std::nullopt;
 }
 
@@ -125,7 +128,7 @@ GuestKernel find_guest_kernel() {
   return kernel;
 }
 
-std::string agent_path() { return build_path("guest-fs/balloonfs-static"); }
+std::string agent_path() { return build_path("tests/vm/kit/guest-balloonfs"); }
 std::string daemon_path() { return build_path("host/fileballoond"); }
 std::string ctl_path() { return build_path("host/fileballoonctl"); }
 
@@ -138,10 +141,8 @@ void write_initramfs(const std::string& path, const GuestKernel& kernel,
   archive.add_character_device("dev/console", 5, 1, 0600);
   archive.add_copy("init", build_path("tests/vm/guest/vm_guest_init"), 0755);
   add_busybox(archive);
-  if (fs::exists(agent_path())) {
-    archive.add_copy("bin/balloonfs", agent_path(), 0755);
-    archive.add_symlink("bin/mount.fuse.balloonfs", "/bin/balloonfs");
-  }
+  archive.add_copy("bin/balloonfs", agent_path(), 0755);
+  archive.add_symlink("bin/mount.fuse.balloonfs", "/bin/balloonfs");
 
   ModuleOrder modules(kernel.modules);
   for (const std::string& name : options.modules) modules.add(name);

@@ -24,7 +24,7 @@ struct GuestKernel {
 [[nodiscard]] GuestKernel find_guest_kernel();
 
 /// Paths of what the build made.
-[[nodiscard]] std::string agent_path();   ///< balloonfs-static
+[[nodiscard]] std::string agent_path();   ///< balloonfs-static, stripped
 [[nodiscard]] std::string daemon_path();  ///< fileballoond
 [[nodiscard]] std::string ctl_path();     ///< fileballoonctl
 
