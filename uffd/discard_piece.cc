@@ -33,6 +33,7 @@ void LocalPages::read_pagemap(HostRange range, std::bitset<ZeroMap::kMaxPages>& 
 }
 
 void LocalPages::snapshot(HostRange range, const std::bitset<ZeroMap::kMaxPages>& skip) {
+  start_ = range.start;
   read_pagemap(range, present_);
   present_ &= ~skip;
 }
@@ -40,7 +41,6 @@ void LocalPages::snapshot(HostRange range, const std::bitset<ZeroMap::kMaxPages>
 void LocalPages::look(HostRange range, ZeroMap& map) const {
   map.zero.set();
   map.bad.reset();
-  map.backed = present_;
   for (std::size_t i = 0; i < range.pages(); ++i) {
     if (present_.test(i) && !is_zero(base_ + range.start.bytes() + i * kPageSize, kPageSize)) {
       map.zero.reset(i);
@@ -48,9 +48,15 @@ void LocalPages::look(HostRange range, ZeroMap& map) const {
   }
 }
 
-void LocalPages::look_backed(HostRange range, ZeroMap& map) const {
-  read_pagemap(range, map.backed);
-  map.backed &= present_;  // the others were absent, and may carry markers
+std::uint32_t LocalPages::backed(HostRange range) const {
+  std::bitset<ZeroMap::kMaxPages> now;
+  read_pagemap(range, now);
+  const std::size_t first = (range.start.bytes() - start_.bytes()) / kPageSize;
+  std::uint32_t count = 0;
+  for (std::size_t i = 0; i < range.pages(); ++i) {
+    count += now.test(i) && present_.test(first + i) ? 1 : 0;  // others may carry markers
+  }
+  return count;
 }
 
 void LocalPages::discard(HostRange range) const {

@@ -17,9 +17,10 @@ class ShmemPages {
  public:
   explicit ShmemPages(int fd) : fd_(fd) {}
   void look(HostRange range, ZeroMap& map) const { fileballoon::look(fd_, range, map); }
-  void look_backed(HostRange range, ZeroMap& map) const {
-    fileballoon::look_backed(fd_, range, map);
-  }
+  [[nodiscard]] std::uint32_t backed(HostRange range) const { return backed_pages(fd_, range); }
+  /// Runs take along what looks like a hole: it costs next to nothing.
+  [[nodiscard]] bool discards(std::size_t) const { return true; }
+  [[nodiscard]] bool lazy() const { return false; }
   /// fallocate(PUNCH_HOLE). Its result is not the proof, so none is returned: a punch inside a
   /// shmem huge page that cannot be split returns 0 and frees nothing.
   void discard(HostRange range) const;
@@ -48,7 +49,9 @@ class LocalPages {
   /// `skip`: pages handed to MADV_FREE before: the kernel may take them while they are looked at.
   void snapshot(HostRange range, const std::bitset<ZeroMap::kMaxPages>& skip);
   void look(HostRange range, ZeroMap& map) const;
-  void look_backed(HostRange range, ZeroMap& map) const;
+  /// Of the pages that were present at the snapshot: those that are now.
+  [[nodiscard]] std::uint32_t backed(HostRange range) const;
+  [[nodiscard]] bool discards(std::size_t page) const { return present_.test(page); }
   void discard(HostRange range) const;
   /// MADV_FREE leaves the memory where it is until the host needs it: nothing can be verified.
   [[nodiscard]] bool lazy() const { return method_ == LocalDiscard::free; }
@@ -59,16 +62,9 @@ class LocalPages {
   std::byte* base_;
   int pagemap_;
   LocalDiscard method_;
+  HostOffset start_;  // of the piece of the snapshot
   std::bitset<ZeroMap::kMaxPages> present_;
 };
-
-[[nodiscard]] inline bool is_lazy(const ShmemPages&) { return false; }
-[[nodiscard]] inline bool is_lazy(const LocalPages& pages) { return pages.lazy(); }
-/// Whether runs take along what looks like holes. Pages of a shared object that were allocated by
-/// fallocate(2) and never touched look like holes to SEEK_DATA (mm/filemap.c,
-/// folio_seek_hole_data) and are memory.
-[[nodiscard]] inline bool discards_holes(const ShmemPages&) { return true; }
-[[nodiscard]] inline bool discards_holes(const LocalPages&) { return false; }
 
 /// Verifies, discards runs of zero pages with one call each, and looks again. `discarded(first,
 /// count)` is told of every run that really has no memory behind it now (lazy: that was handed to
@@ -76,48 +72,50 @@ class LocalPages {
 template <class Pages, class Discarded>
 DiscardOutcome discard_piece(const Pages& memory, HostRange range, Discarded&& discarded) {
   DiscardOutcome outcome;
-  ZeroMap before;
-  memory.look(range, before);
-  const std::size_t pages = range.pages();
-  for (std::size_t page = 0; page < pages;) {
-    if (!before.zero.test(page)) {
-      ++(before.bad.test(page) ? outcome.failed : outcome.not_zero);
+  ZeroMap map;
+  memory.look(range, map);
+  const std::uint64_t base = range.start.bytes() / kPageSize;
+  const auto at = [&](std::size_t page, std::size_t count) {
+    return HostRange{range.start + Bytes::pages(page), Bytes::pages(count)};
+  };
+  const auto count_gone = [&](std::size_t page, std::size_t count) {
+    outcome.discarded += static_cast<std::uint32_t>(count);
+    discarded(base + page, count);
+  };
+  for (std::size_t page = 0; page < range.pages();) {
+    if (!map.zero.test(page)) {
+      ++(map.bad.test(page) ? outcome.failed : outcome.not_zero);
+      ++page;
+      continue;
     }
-    std::size_t count = 0;
-    while (page + count < pages && before.zero.test(page + count) &&
-           (discards_holes(memory) || before.backed.test(page + count))) {
+    const bool present = memory.discards(page);
+    std::size_t count = 1;
+    while (page + count < range.pages() && map.zero.test(page + count) &&
+           memory.discards(page + count) == present) {
       ++count;
     }
-    if (count == 0) {
-      ++page;
+    if (!present) {
+      count_gone(page, count);
+      page += count;
       continue;
     }
-    memory.discard({range.start + Bytes::pages(page), Bytes::pages(count)});
+    const std::uint32_t before = memory.backed(at(page, count));
+    memory.discard(at(page, count));
+    const std::uint32_t after = memory.lazy() ? 0 : memory.backed(at(page, count));
+    outcome.freed += before > after ? before - after : 0;
+    if (after == 0) {
+      count_gone(page, count);
+    } else {
+      // A huge page that did not split, or the guest was quick to take some back: page by page.
+      for (std::size_t i = page; i < page + count; ++i) {
+        if (memory.backed(at(i, 1)) == 0) {
+          count_gone(i, 1);
+        } else {
+          ++outcome.failed;
+        }
+      }
+    }
     page += count;
-  }
-  ZeroMap after;
-  if (is_lazy(memory)) {
-    after.backed.reset();
-  } else {
-    memory.look_backed(range, after);
-  }
-  for (std::size_t page = 0; page < pages;) {
-    if (!before.zero.test(page)) {
-      ++page;
-      continue;
-    }
-    if (after.backed.test(page)) {
-      ++outcome.failed;
-      ++page;
-      continue;
-    }
-    const std::size_t first = page;
-    while (page < pages && before.zero.test(page) && !after.backed.test(page)) {
-      outcome.freed += before.backed.test(page) ? 1 : 0;
-      ++page;
-    }
-    outcome.discarded += static_cast<std::uint32_t>(page - first);
-    discarded(range.start.bytes() / kPageSize + first, page - first);
   }
   return outcome;
 }

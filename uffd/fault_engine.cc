@@ -174,10 +174,11 @@ void FaultEngine::Reader::run() {
       continue;
     }
     // Looking at the clock costs as much as a read; once in eight is exact enough.
-    if (++idle_reads % 8 != 0 || Clock::now() - active < spin_) {
-      if (spin_.count() > 0) {
-        continue;
-      }
+    if (spin_.count() > 0 && (++idle_reads % 8 != 0 || Clock::now() - active < spin_)) {
+      // The thread that was just answered may be waiting for this very CPU: without giving way, a
+      // spin would delay the fault that it is waiting for (measured: p99 107 us instead of 9).
+      ::sched_yield();
+      continue;
     }
     const auto slept = Clock::now();
     sleep();

@@ -24,7 +24,9 @@ namespace fileballoon {
 
 /// How absent pages are brought back. docs/userfaultfd.md has the measurements.
 enum class Resolver {
-  zeropage,   ///< UFFDIO_ZEROPAGE over the range: allocated, mapped and woken in one call
+  zeropage,   ///< UFFDIO_ZEROPAGE over the range: allocated, mapped and woken in one call; on
+              ///< private memory UFFDIO_COPY of zeros, since ZEROPAGE maps the shared zero page
+              ///< there and the first write would fault once more
   populate,   ///< MADV_POPULATE_WRITE on a mapping of our own, then WAKE: the VMM maps by itself
   fallocate,  ///< fallocate(2) on the object, then WAKE
   continue_,  ///< fallocate(2), then UFFDIO_CONTINUE (needs WatchedRam::Options::minor)

@@ -22,6 +22,14 @@ AddressRange one_page(std::uint64_t address) { return {address, Bytes(kPageSize)
 
 RangeFiller::RangeFiller(WatchedRam& ram, Resolver resolver, PageSource* source)
     : ram_(ram), resolver_(resolver), source_(source), own_(ram.objects().size(), nullptr) {
+  zeros_ = ::mmap(nullptr, RangeLocks::kPiece.count(), PROT_READ,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (zeros_ == MAP_FAILED) {
+    throw std::system_error(errno, std::generic_category(), "mapping zeros for filling");
+  }
+  // Base pages: a huge zero page would be read through 2 MiB of cache.
+  (void)::madvise(zeros_, RangeLocks::kPiece.count(), MADV_NOHUGEPAGE);
+  (void)::madvise(zeros_, RangeLocks::kPiece.count(), MADV_POPULATE_READ);
   if (resolver != Resolver::populate) {
     return;
   }
@@ -40,6 +48,7 @@ RangeFiller::RangeFiller(WatchedRam& ram, Resolver resolver, PageSource* source)
 }
 
 RangeFiller::~RangeFiller() {
+  ::munmap(zeros_, RangeLocks::kPiece.count());
   for (std::size_t i = 0; i < own_.size(); ++i) {
     if (own_[i] != nullptr) {
       ::munmap(own_[i], ram_.objects()[i].size.count());
@@ -84,7 +93,7 @@ RangeFiller::Outcome RangeFiller::fill_range(const Request& request) {
       status = uffd.wake(range).status;
     }
   } else if (resolver_ == Resolver::zeropage || !shared) {
-    status = zeropages(uffd, range);
+    status = fill_zeros(uffd, range, shared);
   } else {
     status = back(request, resolver_ == Resolver::continue_);
   }
@@ -103,9 +112,10 @@ RangeFiller::Outcome RangeFiller::fill_range(const Request& request) {
 }
 
 // Every part of the range is mapped and woken when this returns `done`.
-UffdStatus RangeFiller::zeropages(const Userfaultfd& uffd, AddressRange range) {
+UffdStatus RangeFiller::fill_zeros(const Userfaultfd& uffd, AddressRange range, bool shared) {
   while (range.size.count() > 0) {
-    const UffdOutcome outcome = uffd.zeropage(range, Wake::yes);
+    const UffdOutcome outcome =
+        shared ? uffd.zeropage(range, Wake::yes) : uffd.copy(range, zeros_, Wake::yes);
     if (outcome.status == UffdStatus::done) {
       return UffdStatus::done;
     }

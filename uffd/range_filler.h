@@ -51,13 +51,14 @@ class RangeFiller {
  private:
   Outcome fill_range(const Request& request);
   Outcome fill_content(const Request& request);
-  [[nodiscard]] UffdStatus zeropages(const Userfaultfd& uffd, AddressRange range);
+  [[nodiscard]] UffdStatus fill_zeros(const Userfaultfd& uffd, AddressRange range, bool shared);
   [[nodiscard]] UffdStatus back(const Request& request, bool continue_after);
 
   WatchedRam& ram_;
   Resolver resolver_;
   PageSource* source_;
   std::vector<void*> own_;  // our own mapping of each object (populate), or nullptr
+  void* zeros_ = nullptr;   // kPiece of zeros for COPY; the shared zero page, so it takes no memory
   Counters counters_;
 };
 

@@ -17,17 +17,18 @@ namespace fileballoon {
 /// What was found of up to kMaxPages pages.
 struct ZeroMap {
   static constexpr std::size_t kMaxPages = 512;
-  std::bitset<kMaxPages> zero;    ///< reads as zero (holes included)
-  std::bitset<kMaxPages> backed;  ///< has memory behind it
-  std::bitset<kMaxPages> bad;     ///< could not be read
+  std::bitset<kMaxPages> zero;  ///< reads as zero (holes included)
+  std::bitset<kMaxPages> bad;   ///< could not be read
 };
 
-/// Looks at the pages of `range` (at most kMaxPages, inside the object) of `fd`, a shmem object.
-/// Holes are found by SEEK_DATA and never read; data is copied out by pread(2) in pieces that fit
-/// the L2 cache, since reading through a mapping would allocate pages in shmem holes.
+/// Reads the pages of `range` (at most kMaxPages, inside the object) of `fd`, a shmem object, by
+/// pread(2) in pieces that fit the L2 cache. A hole reads as zeros and stays a hole; reading it
+/// through a mapping would allocate it.
 void look(int fd, HostRange range, ZeroMap& map);
 
-/// Only the `backed` part of `map`.
-void look_backed(int fd, HostRange range, ZeroMap& map);
+/// Pages of `range` that have memory or swap behind them. By cachestat(2) (6.5), which also counts
+/// pages that fallocate(2) has allocated and nobody has touched; on older kernels by SEEK_DATA,
+/// which takes those for holes and walks past the end of the range (3 ms in 1 GiB of data).
+[[nodiscard]] std::uint32_t backed_pages(int fd, HostRange range);
 
 }  // namespace fileballoon
