@@ -17,6 +17,20 @@ target_compile_definitions(fileballoon_asio INTERFACE BOOST_ASIO_HAS_IO_URING=1
                            BOOST_ASIO_DISABLE_EPOLL=1)
 target_link_libraries(fileballoon_asio INTERFACE Boost::headers PkgConfig::LIBURING Threads::Threads)
 
+# What scripts/sanitize.sh builds: the test programs (and what they run) that suit a sanitizer.
+add_custom_target(sanitizer_tests)
+add_custom_target(thread_tests)
+
+# Registers a test program by its ctest labels with the target above that builds it.
+function(fileballoon_register_test target)
+  if("unit" IN_LIST ARGN OR "integration" IN_LIST ARGN)
+    add_dependencies(sanitizer_tests ${target})
+  endif()
+  if("threads" IN_LIST ARGN)
+    add_dependencies(thread_tests ${target})
+  endif()
+endfunction()
+
 # fileballoon_test(NAME LABELS l... SOURCES f... LIBS t... [TIMEOUT s] [SERIAL])
 # One GoogleTest program; each of its tests is a test of its own for ctest.
 function(fileballoon_test name)
@@ -27,6 +41,7 @@ function(fileballoon_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE fileballoon_options ${ARG_LIBS} GTest::gtest GTest::gmock
                         GTest::gtest_main)
+  fileballoon_register_test(${name} ${ARG_LABELS})
   set(properties LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
   if(ARG_SERIAL)
     list(APPEND properties RUN_SERIAL ON)
