@@ -191,12 +191,13 @@ void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outco
                     static_cast<off_t>(range.size.count()));
   // The punch's result is not the proof: inside a huge page that does not split it returns 0,
   // zeroes the page and frees nothing.
-  ZeroMap after;
-  look_backed(fd, range, after);
+  const bool any_left = backed_pages(fd, range) > 0;
   for (std::uint32_t i = 0; i < run.count; ++i) {
     const std::uint64_t page = run.first + i;
     const std::size_t at = run.at + i;
-    bool gone = !after.backed.test(i);
+    const bool left =
+        any_left && backed_pages(fd, {HostOffset(page * kPageSize), Bytes::pages(1)}) > 0;
+    bool gone = !left;
     if (gone && fate_[at] == Fate::stored) {
       gone = pager_.enter(pager_.key_of(object, page), slot_[at]);
     }
@@ -207,7 +208,7 @@ void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outco
     }
     // Put back from our copy, before anybody can look: readers of the page wait for our lock only
     // where it is a hole, which is why create() refuses memory with huge pages.
-    outcome.huge_page = outcome.huge_page || after.backed.test(i);
+    outcome.huge_page = outcome.huge_page || left;
     (void)!::pwrite(fd, buffer_.page(at), kPageSize, static_cast<off_t>(page * kPageSize));
     if (fate_[at] == Fate::stored) {
       drop(at);
