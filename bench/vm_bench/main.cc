@@ -5,6 +5,7 @@
 #include <exception>
 #include <iostream>
 
+#include "bench/merge_runs.h"
 #include "bench/report.h"
 #include "bench/vm_bench/mode.h"
 #include "bench/vm_bench/scenario.h"

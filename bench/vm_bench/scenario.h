@@ -43,10 +43,6 @@ class Scenario {
 
 [[nodiscard]] const std::vector<Scenario*>& scenarios();
 
-/// Rows of several repetitions become one for each (mode, memory): medians; for `oom_kills` and
-/// `pattern_errors` the worst. Adds `runs`.
-[[nodiscard]] std::vector<Row> merge_runs(const std::vector<Row>& rows);
-
 /// Each defined in the file of its name.
 [[nodiscard]] Scenario& inflate_scenario();
 [[nodiscard]] Scenario& pressure_scenario();
