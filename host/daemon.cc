@@ -17,6 +17,8 @@ namespace json = boost::json;
 
 /// How often the daemon looks whether a VM that it waits for has come.
 constexpr std::chrono::seconds kLookInterval{1};
+/// Limits are saved at most this often: writing the state file means fsync(2).
+constexpr std::chrono::seconds kSaveInterval{1};
 
 /// The pid in QEMU's -pidfile; 0 where there is none.
 pid_t read_pid_file(const std::string& path) {
@@ -74,7 +76,8 @@ Daemon::Daemon(asio::io_context& control, Vm::Workers& workers, asio::thread_poo
       attachers_(attachers),
       config_(config),
       events_(events),
-      state_file_(config.state_dir) {}
+      state_file_(config.state_dir),
+      save_timer_(control) {}
 
 Daemon::~Daemon() = default;
 
@@ -363,7 +366,7 @@ json::value Daemon::set_limits(Vm& vm, Bytes target, Bytes floor) {
   }
   if (*limits != vm.limits()) {
     vm.set_limits(*limits);
-    save();
+    save_soon();
     events_.publish(
         Severity::info, "limits-set", vm.spec().name,
         fmt::format("target {}, floor {}", to_string(limits->target), to_string(limits->floor)),
@@ -499,7 +502,23 @@ asio::awaitable<json::value> Daemon::call(std::string_view method, const json::o
 
 // ------------------------------------------------------------------------------------- state, end
 
+void Daemon::save_soon() {
+  const auto now = Vm::Clock::now();
+  if (now - last_save_ >= kSaveInterval) {
+    save();
+  } else if (!std::exchange(save_due_, true)) {
+    save_timer_.expires_at(last_save_ + kSaveInterval);
+    save_timer_.async_wait([this](const error_code& cancelled) {
+      if (!cancelled && save_due_) {
+        save();
+      }
+    });
+  }
+}
+
 void Daemon::save() {
+  last_save_ = Vm::Clock::now();
+  save_due_ = false;
   std::vector<SavedVm> saved;
   for (const auto& [name, vm] : vms_) {
     saved.push_back({vm->spec(), vm->known(), vm->limits()});
@@ -519,6 +538,9 @@ void Daemon::save() {
 }
 
 void Daemon::stop() {
+  if (save_due_) {
+    save();
+  }
   stopping_ = true;
   for (const auto& [name, vm] : vms_) {
     vm->abandon();

@@ -72,6 +72,9 @@ class Daemon {
   [[nodiscard]] std::shared_ptr<Vm> find(const std::string& name) const;
   [[nodiscard]] boost::json::value set_limits(Vm& vm, Bytes target, Bytes floor);
   void save();
+  /// save(), but at most once per kSaveInterval: for limits, which an arbiter may move all the
+  /// time.
+  void save_soon();
 
   asio::io_context& control_;
   Vm::Workers& workers_;
@@ -80,6 +83,9 @@ class Daemon {
   EventLog& events_;
   StateFile state_file_;
   bool state_failing_ = false;
+  asio::steady_timer save_timer_;
+  Vm::Clock::time_point last_save_{};
+  bool save_due_ = false;
   std::map<std::string, std::shared_ptr<Vm>> vms_;
   std::map<std::string, Waiting> waiting_;
   std::set<std::string> attaching_;  // names
