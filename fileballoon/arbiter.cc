@@ -163,11 +163,11 @@ const TickSummary& Arbiter::tick(const HostReport& host, Clock::time_point now) 
   plan();
   lower();
   raise_fast();
-  someone_waits_ = !raise_needs();
-  if (someone_waits_) {
-    // For memory that others hold: no order is too small now, and nobody is spared.
-    take_from_others();
-    someone_waits_ = !raise_needs();
+  first_waiting_ = raise_needs();
+  if (first_waiting_ < kBands) {
+    // For memory that others hold: no step is too small for a lower band now, and nobody is spared.
+    take_from_below(first_waiting_);
+    first_waiting_ = raise_needs();
   }
   raise_calm();
   allow_force();
@@ -215,7 +215,7 @@ void Arbiter::watch_progress(Vm& vm, Duration passed) const {
   const bool is_above = vm.footprint > vm.target + tolerance;
   const bool was_above = vm.above > Duration::zero();
   if (!is_above || !was_above || vm.footprint + tolerance / 4 < vm.lowest) {
-    if (was_above) {
+    if (was_above && vm.footprint < vm.lowest) {
       vm.stuck_next = kStuckRetry;  // it does give
     }
     vm.lowest = vm.footprint;
@@ -323,23 +323,28 @@ void Arbiter::lower() {
       lower_to_goal(vm);
     }
   }
-  // What was spared must fit: else room that nobody uses goes first, and the lowest band goes
-  // first.
+  // What was spared must fit, and where it does not, few are asked for much rather than many for
+  // little: large steps first, of room that nobody uses, the lowest band before others.
   const Pages budget = pages_of(summary_.budget);
-  for (const bool unused_only : {true, false}) {
+  if (sum_targets_ <= budget + pages_of(summary_.capacity) / kSpareParts) {
+    return;
+  }
+  for (const auto& [only_unused, only_large] :
+       {std::pair(true, true), std::pair(true, false), std::pair(false, false)}) {
     for (auto i = order_.rbegin(); i != order_.rend() && sum_targets_ > budget; ++i) {
       Vm& vm = vms_[*i];
-      if (vm.goal >= vm.target || (unused_only && vm.footprint > vm.goal)) {
-        continue;
+      const bool is_asked = vm.goal < vm.target && (!only_unused || vm.footprint <= vm.goal) &&
+                            (!only_large || vm.target - vm.goal >= deadband(vm.ceiling));
+      if (is_asked) {
+        lower_to_goal(vm);
       }
-      lower_to_goal(vm);
     }
   }
 }
 
-/// Takes back everything that lower() spared.
-void Arbiter::take_from_others() {
-  for (const std::uint32_t i : order_) {
+/// Takes back what lower() spared in the bands below `b`.
+void Arbiter::take_from_below(unsigned b) {
+  for (const std::uint32_t i : std::span(order_).subspan(band_begin_.at(b + 1))) {
     Vm& vm = vms_[i];
     if (vm.goal < vm.target && vm.reason != TargetReason::fast_deflate) {
       lower_to_goal(vm);
@@ -385,14 +390,14 @@ bool Arbiter::raise_band(unsigned b, Pages limit, bool in_part, TargetReason rea
         continue;
       }
       Pages given = part >= 1 ? missing : static_cast<Pages>(static_cast<double>(missing) * part);
-      if (given < missing && !in_part && given < deadband(vm.ceiling)) {
-        given = 0;
+      if (!in_part && given < std::min(want(vm) - vm.target, deadband(vm.ceiling))) {
+        given = 0;  // not worth an order
       }
       sum_committed_ +=
           std::max(vm.target + given, vm.footprint) - std::max(vm.target, vm.footprint);
       sum_targets_ += given;
       vm.target += given;
-      all = all && given == missing;
+      all = all && (held || given == missing);
       if (given == missing) {
         vm.reason = reason;
       } else if (reason != TargetReason::fast_deflate) {
@@ -406,8 +411,10 @@ bool Arbiter::raise_band(unsigned b, Pages limit, bool in_part, TargetReason rea
 }
 
 /// Guests that took memory back since the last tick, at once and out of what the plan keeps free.
+/// Not in a band that lacks memory: there everybody is short, and one VM's raise would be taken
+/// from its neighbours a moment later.
 void Arbiter::raise_fast() {
-  for (unsigned b = 0; b < kBands && b <= first_lacking_; ++b) {
+  for (unsigned b = 0; b < kBands && b < first_lacking_; ++b) {
     (void)raise_band(
         b, pages_of(summary_.capacity), true, TargetReason::fast_deflate, [](const Vm& vm) {
           return vm.fast ? std::max(vm.goal, std::min(vm.ceiling, vm.footprint + vm.boost / 2))
@@ -416,9 +423,9 @@ void Arbiter::raise_fast() {
   }
 }
 
-/// Up to needs, band after band. False where somebody has to wait for memory that others were told
-/// to give.
-bool Arbiter::raise_needs() {
+/// Up to needs, band after band. Returns the band that has to wait for memory which others were
+/// told to give, or kBands.
+unsigned Arbiter::raise_needs() {
   // Half-way into what is kept free: more than the plan, less than what bursts are served from.
   const Pages limit = pages_of(Bytes(static_cast<std::uint64_t>(
       static_cast<double>(summary_.capacity.count()) * (1 - HostPressure::kFreeSoft))));
@@ -427,22 +434,25 @@ bool Arbiter::raise_needs() {
         raise_band(b, std::max(limit, pages_of(summary_.budget)), true, TargetReason::raised_need,
                    [](const Vm& vm) { return std::min(vm.goal, vm.need); });
     if (!all) {
-      return false;  // nothing for a lower band while this one waits
+      return b;  // nothing for a lower band while this one waits
     }
   }
-  return true;
+  return kBands;
 }
 
 /// Beyond needs: when the host has been calm for a while, or for a VM that has just come.
 void Arbiter::raise_calm() {
   const bool calm = pressure_.level() == PressureLevel::high;
+  const auto want = [calm](const Vm& vm) {
+    // Room that a VM does not use yet is room enough: handing out more would only be taken back
+    // when somebody else grows.
+    const bool uses_its_room = vm.footprint + deadband(vm.ceiling) > vm.target;
+    const bool worth_it = calm && uses_its_room && vm.goal - vm.target >= deadband(vm.ceiling);
+    return worth_it || vm.starting ? vm.goal : vm.target;
+  };
   for (unsigned b = 0; b < kBands; ++b) {
-    const bool all = raise_band(b, pages_of(pressure_.calm_budget()), false,
-                                TargetReason::raised_calm, [calm](const Vm& vm) {
-                                  const bool worth_it =
-                                      vm.goal - vm.target >= deadband(vm.ceiling) || vm.starting;
-                                  return (calm || vm.starting) && worth_it ? vm.goal : vm.target;
-                                });
+    const bool all =
+        raise_band(b, pages_of(pressure_.calm_budget()), false, TargetReason::raised_calm, want);
     if (!all) {
       return;
     }
@@ -451,7 +461,8 @@ void Arbiter::raise_calm() {
 
 /// By will before by force: force is for those who gave nothing, and only while it helps someone.
 void Arbiter::allow_force() {
-  const bool needed = someone_lacks_ || someone_waits_ || summary_.level >= PressureLevel::hard ||
+  const bool needed = someone_lacks_ || first_waiting_ < kBands ||
+                      summary_.level >= PressureLevel::hard ||
                       sum_committed_ > pages_of(summary_.capacity);
   for (const std::uint32_t i : order_) {
     Vm& vm = vms_[i];

@@ -63,6 +63,9 @@ class Arbiter {
   /// A plan closer to the target than this part of the ceiling, or than kLeastChange, is no order.
   static constexpr std::uint64_t kDeadbandPart = 50;
   static constexpr Bytes kLeastChange = Bytes::mib(16);
+  /// Targets that were spared a small step may exceed the plan by this part of the capacity (1 %),
+  /// within what is kept free, before they are asked all the same.
+  static constexpr Pages kSpareParts = 100;
   /// A footprint that has not come closer to its target for so long shows that will has ended:
   /// twice the default time that a VM's own policy gives its primary mechanism.
   static constexpr std::chrono::seconds kPatience{10};
@@ -140,9 +143,9 @@ class Arbiter {
   void plan();
   void lower();
   void lower_to_goal(Vm& vm);
-  void take_from_others();
+  void take_from_below(unsigned b);
   void raise_fast();
-  [[nodiscard]] bool raise_needs();
+  [[nodiscard]] unsigned raise_needs();
   void raise_calm();
   void allow_force();
   void finish();
@@ -164,8 +167,8 @@ class Arbiter {
 
   HostPressure pressure_;
   TickSummary summary_;
-  bool someone_lacks_ = false;  // the plan leaves somebody below need
-  bool someone_waits_ = false;  // for memory that others have not given yet
+  bool someone_lacks_ = false;       // the plan leaves somebody below need
+  unsigned first_waiting_ = kBands;  // the highest band that waits for what others have not given
   unsigned first_lacking_ = kBands;
   Pages sum_targets_ = 0;
   Pages sum_committed_ = 0;  // sum of max(target, footprint): what VMs can hold without asking
