@@ -63,6 +63,7 @@ void sleeper() {  // -ERESTART_RESTARTBLOCK
 void poller() {  // -ERESTARTNOHAND, with a signal mask of its own for the call
   sigset_t mask;
   ::sigemptyset(&mask);
+  ::sigaddset(&mask, SIGUSR1);
   ::sigaddset(&mask, SIGUSR2);
   for (;;) {
     timespec want{0, 30'000'000};

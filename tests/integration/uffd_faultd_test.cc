@@ -1,0 +1,231 @@
+// The keeper: a guest's faults are answered whatever happens to the daemon. If these failed, a
+// crash or an upgrade of fileballoond would hang a guest.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "tests/integration/uffd_stand_in.h"
+#include "uffd/faultd/client.h"
+
+namespace fileballoon::faultd {
+namespace {
+
+using fileballoon::testing::StandIn;
+using ::testing::HasSubstr;
+using namespace std::chrono_literals;
+
+class Faultd : public ::testing::Test {
+ protected:
+  Faultd() {
+    char path[] = "/tmp/fileballoon-faultd-XXXXXX";
+    directory_ = ::mkdtemp(path);
+  }
+  ~Faultd() override {
+    // Keepers of this test end with their stand-in; wait for the socket to go.
+    for (int i = 0; i < 300 && std::filesystem::exists(socket()); ++i) {
+      std::this_thread::sleep_for(10ms);
+    }
+    std::filesystem::remove_all(directory_);
+  }
+  [[nodiscard]] std::string socket() const { return directory_ + "/keeper.sock"; }
+  [[nodiscard]] FaultdClient::Options options() const {
+    FaultdClient::Options options;
+    options.socket = socket();
+    options.program = FILEBALLOON_FAULTD;
+    options.patience = 500ms;
+    return options;
+  }
+  std::string directory_;
+};
+
+// Its reaper may take a moment.
+bool is_gone(pid_t pid) {
+  for (int i = 0; i < 300 && ::kill(pid, 0) == 0; ++i) {
+    std::this_thread::sleep_for(10ms);
+  }
+  return ::kill(pid, 0) != 0;
+}
+
+// What the daemon does: find the RAM, attach, discard everything that is zero.
+struct Daemon {
+  Daemon(pid_t pid, const FaultdClient::Options& options)
+      : ram(GuestRam::open(pid).value()), client(FaultdClient::attach(ram, options).value()) {}
+  DiscardOutcome discard_all() { return client->discard(0, {HostOffset(0), Bytes::mib(64)}); }
+  GuestRam ram;
+  std::unique_ptr<FaultdClient> client;
+};
+
+TEST_F(Faultd, DiscardsAnswersReportsAndLeaves) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("fill 0 16384"), "ok");
+  ASSERT_EQ(vmm.ask("zero 0 8192"), "ok");
+  Daemon daemon(vmm.pid(), options());
+  EXPECT_EQ(daemon.discard_all(), (DiscardOutcome{8192, 8192, 0, 8192}));
+  EXPECT_EQ(daemon.client->stats()->absent_pages, 8192U);
+  ASSERT_EQ(vmm.ask("fill 0 8192"), "ok");
+  std::uint64_t reported = 0;
+  for (int i = 0; i < 50 && reported < 8192; ++i) {
+    const auto complete = daemon.client->wait_refaults(
+        100ms, [&](std::uint32_t, HostRange range) { reported += range.pages(); });
+    ASSERT_TRUE(complete.has_value()) << complete.error().message;
+  }
+  EXPECT_EQ(reported, 8192U);
+  const auto stats = daemon.client->stats();
+  EXPECT_EQ(stats->refaulted_pages, 8192U);
+  EXPECT_LT(stats->engine.missing_faults, 500U);
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+
+  const pid_t keeper = daemon.client->keeper();
+  EXPECT_TRUE(daemon.client->detach().has_value());
+  EXPECT_TRUE(is_gone(keeper));
+  EXPECT_FALSE(std::filesystem::exists(socket()));
+  ASSERT_EQ(vmm.ask("zero 0 8192"), "ok");
+  ASSERT_EQ(vmm.ask("fill 0 8192"), "ok");
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+}
+
+// A daemon in a process of its own, to be ended in every way.
+pid_t start_daemon(pid_t vmm, const FaultdClient::Options& options) {
+  int ready[2];
+  EXPECT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    Daemon daemon(vmm, options);
+    const bool ok = daemon.discard_all().discarded == 16384;
+    (void)!::write(ready[1], ok ? "y" : "n", 1);
+    for (;;) {
+      ::pause();
+    }
+  }
+  ::close(ready[1]);
+  char answer = 0;
+  EXPECT_EQ(::read(ready[0], &answer, 1), 1);
+  EXPECT_EQ(answer, 'y');
+  ::close(ready[0]);
+  return child;
+}
+
+TEST_F(Faultd, TheGuestGoesOnAcrossADaemonThatIsKilledCrashesOrIsStopped) {
+  for (const int signal : {SIGKILL, SIGSEGV, SIGSTOP}) {
+    SCOPED_TRACE(::strsignal(signal));
+    StandIn vmm;
+    ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+    const pid_t daemon = start_daemon(vmm.pid(), options());
+    vmm.send("fill 0 16384");  // the guest fills memory …
+    ::kill(daemon, signal);    // … while the daemon goes
+    EXPECT_EQ(vmm.read_line(), "ok");
+    EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+    // A new daemon finds the keeper at its work.
+    if (signal == SIGSTOP) {
+      ::kill(daemon, SIGKILL);
+    }
+    ::waitpid(daemon, nullptr, 0);
+    ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+    Daemon next(vmm.pid(), options());
+    EXPECT_EQ(next.client->restarts(), 0U) << "the keeper should have been there";
+    EXPECT_EQ(next.discard_all().discarded, 16384U);
+    EXPECT_EQ(vmm.ask("fill 0 16384"), "ok");
+    EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+    EXPECT_EQ(vmm.ask("errors"), "0");
+    EXPECT_TRUE(next.client->detach().has_value());
+  }
+}
+
+TEST_F(Faultd, AnUpgradedDaemonTakesTheKeeperOver) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  pid_t keeper = 0;
+  {
+    Daemon old(vmm.pid(), options());
+    keeper = old.client->keeper();
+    EXPECT_EQ(old.discard_all().discarded, 16384U);
+    vmm.send("fill 0 16384");
+  }
+  EXPECT_EQ(vmm.read_line(), "ok");
+  Daemon fresh(vmm.pid(), options());
+  EXPECT_EQ(fresh.client->keeper(), keeper);
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+}
+
+TEST_F(Faultd, AKeeperThatDiesIsReplacedAndTheKernelAnswersMeanwhile) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  Daemon daemon(vmm.pid(), options());
+  ASSERT_EQ(daemon.discard_all().discarded, 16384U);
+  const pid_t keeper = daemon.client->keeper();
+  vmm.send("fill 0 16384");
+  ::kill(keeper, SIGKILL);
+  EXPECT_EQ(vmm.read_line(), "ok");
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  EXPECT_EQ(daemon.discard_all().discarded, 16384U);
+  EXPECT_NE(daemon.client->keeper(), keeper);
+  EXPECT_EQ(daemon.client->restarts(), 2U);
+  EXPECT_EQ(vmm.ask("fill 0 16384"), "ok");
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+}
+
+TEST_F(Faultd, AKeeperThatHangsIsKilledSoThatTheGuestGoesOn) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  Daemon daemon(vmm.pid(), options());
+  ASSERT_EQ(daemon.discard_all().discarded, 16384U);
+  const pid_t keeper = daemon.client->keeper();
+  ::kill(keeper, SIGSTOP);
+  vmm.send("fill 0 16384");
+  const auto stats = daemon.client->stats();  // notices, kills, replaces
+  EXPECT_TRUE(stats.has_value());
+  EXPECT_EQ(vmm.read_line(), "ok");
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+  EXPECT_NE(daemon.client->keeper(), keeper);
+}
+
+TEST_F(Faultd, EndsWithTheVm) {
+  StandIn vmm;
+  Daemon daemon(vmm.pid(), options());
+  const pid_t keeper = daemon.client->keeper();
+  vmm.kill_and_wait();
+  EXPECT_TRUE(is_gone(keeper));
+  EXPECT_FALSE(std::filesystem::exists(socket()));
+  EXPECT_EQ(daemon.discard_all().failed, 16384U);
+}
+
+TEST_F(Faultd, SaysWhyItCannotAttach) {
+  StandIn vmm({"--sandbox", "--quiet"});
+  GuestRam ram = GuestRam::open(vmm.pid()).value();
+  const auto client = FaultdClient::attach(ram, options());
+  ASSERT_TRUE(client.has_error());
+  EXPECT_THAT(client.error().message, HasSubstr("seccomp filter forbids"));
+  FaultdClient::Options missing = options();
+  missing.program = "/nonexistent/faultd";
+  const auto none = FaultdClient::attach(ram, missing);
+  ASSERT_TRUE(none.has_error());
+  EXPECT_THAT(none.error().message, HasSubstr("/nonexistent/faultd"));
+}
+
+TEST_F(Faultd, GarbageOnItsSocketEndsThatConnectionOnly) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  Daemon daemon(vmm.pid(), options());
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strcpy(address.sun_path, socket().c_str());
+  for (const std::size_t size : {std::size_t{1}, sizeof(Request), std::size_t{60000}}) {
+    const UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    const std::string garbage(size, 'x');
+    ASSERT_EQ(::send(fd.get(), garbage.data(), size, MSG_NOSIGNAL), static_cast<ssize_t>(size));
+    char answer = 0;
+    EXPECT_LE(::recv(fd.get(), &answer, 1, 0), 0);
+  }
+  EXPECT_EQ(daemon.discard_all().discarded, 16384U);
+  EXPECT_EQ(daemon.client->restarts(), 1U);
+}
+
+}  // namespace
+}  // namespace fileballoon::faultd

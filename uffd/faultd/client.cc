@@ -1,0 +1,330 @@
+#include "uffd/faultd/client.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace fileballoon::faultd {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::seconds kRetry{1};
+
+std::string find_program(const std::string& given) {
+  if (!given.empty()) {
+    return given;
+  }
+  std::array<char, PATH_MAX> self{};
+  std::string directory;
+  if (::readlink("/proc/self/exe", self.data(), self.size() - 1) > 0) {
+    directory = self.data();
+    directory.resize(directory.rfind('/'));
+  }
+  // Installed side by side, the build tree, and the usual places.
+  for (const std::string& candidate :
+       {directory + "/fileballoon-faultd", directory + "/../uffd/fileballoon-faultd",
+        directory + "/../libexec/fileballoon/fileballoon-faultd",
+        std::string("/usr/sbin/fileballoon-faultd"),
+        std::string("/usr/local/sbin/fileballoon-faultd")}) {
+    if (::access(candidate.c_str(), X_OK) == 0) {
+      return candidate;
+    }
+  }
+  return "fileballoon-faultd";
+}
+
+// Kills the keeper behind `pidfd` and waits until its userfaultfds are closed.
+void kill_keeper(int pidfd) {
+  (void)::syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, nullptr, 0);
+  pollfd gone{pidfd, POLLIN, 0};
+  (void)::poll(&gone, 1, 1000);
+}
+
+}  // namespace
+
+FaultdClient::FaultdClient(const GuestRam& ram, Options options)
+    : ram_(ram), options_(std::move(options)) {}
+
+Result<std::unique_ptr<FaultdClient>> FaultdClient::attach(const GuestRam& ram, Options options) {
+  std::unique_ptr<FaultdClient> client(new FaultdClient(ram, std::move(options)));
+  auto connection = client->connect_or_start();
+  if (connection.has_error()) {
+    return connection.error();
+  }
+  client->connection_ = std::move(*connection);
+  return client;
+}
+
+Result<FaultdClient::Connection> FaultdClient::connect() const {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (options_.socket.size() >= sizeof address.sun_path) {
+    return Error{"the socket path " + options_.socket + " is longer than a UNIX socket's may be"};
+  }
+  std::memcpy(address.sun_path, options_.socket.c_str(), options_.socket.size() + 1);
+  Connection connection;
+  connection.fd = UniqueFd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (::connect(connection.fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) !=
+      0) {
+    return Error{"no fault keeper answers on " + options_.socket + ": " + std::strerror(errno)};
+  }
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  if (::getsockopt(connection.fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0 ||
+      (peer.uid != 0 && peer.uid != ::geteuid())) {
+    return Error{"the process that listens on " + options_.socket +
+                 " belongs to another user; it is not trusted with the guest's memory"};
+  }
+  connection.pid = peer.pid;
+  connection.pidfd = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0)));
+  return connection;
+}
+
+template <class Reply>
+bool FaultdClient::exchange(Connection& connection, const Request& request, Reply& reply,
+                            std::chrono::milliseconds patience) const {
+  if (!connection.fd.valid() || ::send(connection.fd.get(), &request, sizeof request,
+                                       MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof request)) {
+    connection = {};
+    return false;
+  }
+  pollfd polled{connection.fd.get(), POLLIN, 0};
+  const auto deadline = Clock::now() + patience;
+  int ready = 0;
+  do {
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
+    ready = ::poll(&polled, 1, static_cast<int>(std::max<std::int64_t>(0, left)));
+  } while (ready < 0 && errno == EINTR);
+  if (ready == 0) {
+    // It hangs (stopped, or starved): the guest's faults hang with it. Dead is better, since the
+    // kernel then answers them.
+    kill_keeper(connection.pidfd.get());
+    connection = {};
+    return false;
+  }
+  const ssize_t got = ::recv(connection.fd.get(), &reply, sizeof reply, MSG_TRUNC);
+  if (got != static_cast<ssize_t>(sizeof reply)) {
+    connection = {};
+    return false;
+  }
+  return true;
+}
+
+bool FaultdClient::is_ours(const HelloReply& hello) const {
+  if (hello.magic != kMagic || hello.version != kVersion || hello.pid != ram_.pid() ||
+      hello.start_time != ram_.process().start_time ||
+      hello.backing_count != ram_.backings().size()) {
+    return false;
+  }
+  for (std::size_t i = 0; i < hello.backing_count; ++i) {
+    const Backing& backing = ram_.backings()[i];
+    if (hello.backings[i] != BackingId{backing.device, backing.inode, backing.size.count()}) {
+      return false;
+    }
+  }
+  return true;
+}
+
+Result<void> FaultdClient::start_keeper() const {
+  const std::string program = find_program(options_.program);
+  std::vector<std::string> arguments = {program,      "--daemonize",
+                                        "--pid",      std::to_string(ram_.pid()),
+                                        "--socket",   options_.socket,
+                                        "--resolver", to_string(options_.resolver),
+                                        "--shards",   std::to_string(options_.shards)};
+  std::vector<char*> argv;
+  for (auto& argument : arguments) {
+    argv.push_back(argument.data());
+  }
+  argv.push_back(nullptr);
+  int pipe_fds[2];
+  if (::pipe2(pipe_fds, O_CLOEXEC) != 0) {
+    return Error{std::string("cannot start the fault keeper: pipe2: ") + std::strerror(errno)};
+  }
+  const UniqueFd read_end(pipe_fds[0]);
+  UniqueFd write_end(pipe_fds[1]);
+  posix_spawn_file_actions_t actions;
+  ::posix_spawn_file_actions_init(&actions);
+  ::posix_spawn_file_actions_adddup2(&actions, write_end.get(), STDERR_FILENO);
+  // A caller that blocks signals or is leader of a group must not pass that on.
+  posix_spawnattr_t attributes;
+  ::posix_spawnattr_init(&attributes);
+  sigset_t none;
+  ::sigemptyset(&none);
+  ::posix_spawnattr_setsigmask(&attributes, &none);
+  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  pid_t pid = -1;
+  const int error =
+      ::posix_spawn(&pid, program.c_str(), &actions, &attributes, argv.data(), environ);
+  ::posix_spawnattr_destroy(&attributes);
+  ::posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) {
+    return Error{"cannot start the fault keeper " + program + ": " + std::strerror(error)};
+  }
+  write_end.reset();
+  std::string text;
+  std::array<char, 512> buffer{};
+  for (ssize_t got = 0; (got = ::read(read_end.get(), buffer.data(), buffer.size())) > 0;) {
+    text.append(buffer.data(), static_cast<std::size_t>(got));
+  }
+  int status = 0;
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+    return {};
+  }
+  while (!text.empty() && text.back() == '\n') {
+    text.pop_back();
+  }
+  return Error{text.empty() ? "the fault keeper " + program + " ended at once" : text};
+}
+
+Result<FaultdClient::Connection> FaultdClient::connect_or_start() {
+  if (auto connection = connect(); connection.has_value()) {
+    HelloReply hello;
+    if (exchange(*connection, Request{}, hello, options_.patience) && is_ours(hello)) {
+      return connection;
+    }
+    // Of another version, or of another VM that had this socket.
+    if (connection->fd.valid()) {
+      Request leave;
+      leave.operation = Operation::detach;
+      DetachReply left;
+      (void)exchange(*connection, leave, left, options_.patience);
+      pollfd gone{connection->pidfd.get(), POLLIN, 0};
+      (void)::poll(&gone, 1, 1000);
+    }
+  }
+  if (const auto started = start_keeper(); started.has_error()) {
+    return started.error();
+  }
+  ++restarts_;
+  auto connection = connect();
+  HelloReply hello;
+  if (connection.has_error()) {
+    return connection.error();
+  }
+  if (!exchange(*connection, Request{}, hello, options_.patience) || !is_ours(hello)) {
+    return Error{"the fault keeper on " + options_.socket + " keeps other memory than " +
+                 ram_.process().label() + "'s"};
+  }
+  return connection;
+}
+
+// One exchange on the main connection; replaces a keeper that is gone, at most once a second.
+template <class Reply>
+bool FaultdClient::ask(const Request& request, Reply& reply) {
+  if (detached_) {
+    return false;
+  }
+  if (connection_.fd.valid() && exchange(connection_, request, reply, options_.patience)) {
+    return true;
+  }
+  if (Clock::now() < retry_at_ || !ram_.process().alive()) {
+    return false;
+  }
+  retry_at_ = Clock::now() + kRetry;
+  auto connection = connect_or_start();
+  if (connection.has_error()) {
+    return false;
+  }
+  connection_ = std::move(*connection);
+  return exchange(connection_, request, reply, options_.patience);
+}
+
+DiscardOutcome FaultdClient::discard(std::uint32_t backing, HostRange range) {
+  Request request;
+  request.operation = Operation::discard;
+  request.backing = backing;
+  request.start = range.start.bytes();
+  request.size = range.size.count();
+  DiscardReply reply;
+  const std::lock_guard lock(mutex_);
+  if (!ask(request, reply)) {
+    reply.outcome = {};
+    reply.outcome.failed = static_cast<std::uint32_t>(range.pages());
+  }
+  return reply.outcome;
+}
+
+Result<StatsReply> FaultdClient::stats() {
+  Request request;
+  request.operation = Operation::stats;
+  StatsReply reply;
+  const std::lock_guard lock(mutex_);
+  if (!ask(request, reply)) {
+    return Error{"no fault keeper answers on " + options_.socket +
+                 "; the kernel answers the guest's faults meanwhile"};
+  }
+  return reply;
+}
+
+Result<bool> FaultdClient::wait_refaults(
+    std::chrono::milliseconds timeout, const std::function<void(std::uint32_t, HostRange)>& visit) {
+  const std::lock_guard lock(wait_mutex_);
+  if (!waiting_.fd.valid()) {
+    auto connection = connect();
+    if (connection.has_error()) {
+      return connection.error();
+    }
+    waiting_ = std::move(*connection);
+  }
+  Request request;
+  request.operation = Operation::drain;
+  request.timeout_ms = static_cast<std::uint32_t>(timeout.count());
+  DrainReply reply;
+  if (!exchange(waiting_, request, reply, timeout + options_.patience)) {
+    return Error{"the fault keeper on " + options_.socket + " went away"};
+  }
+  for (std::size_t i = 0; i < std::min<std::size_t>(reply.count, kMaxRanges); ++i) {
+    const RefaultedRange& range = reply.ranges[i];
+    visit(static_cast<std::uint32_t>(range.backing),
+          HostRange{HostOffset(range.start), Bytes(range.size)});
+  }
+  return reply.complete != 0;
+}
+
+Result<void> FaultdClient::detach() {
+  Request request;
+  request.operation = Operation::detach;
+  DetachReply reply;
+  const std::lock_guard lock(mutex_);
+  detached_ = true;
+  if (!connection_.fd.valid()) {
+    return {};  // there is none
+  }
+  UniqueFd pidfd = std::move(connection_.pidfd);
+  connection_.pidfd = UniqueFd(::fcntl(pidfd.get(), F_DUPFD_CLOEXEC, 0));
+  (void)exchange(connection_, request, reply, options_.patience);
+  pollfd gone{pidfd.get(), POLLIN, 0};
+  if (::poll(&gone, 1, static_cast<int>(options_.patience.count())) == 0) {
+    kill_keeper(pidfd.get());
+  }
+  connection_ = {};
+  return {};
+}
+
+pid_t FaultdClient::keeper() const {
+  const std::lock_guard lock(mutex_);
+  return connection_.fd.valid() ? connection_.pid : 0;
+}
+
+unsigned FaultdClient::restarts() const {
+  const std::lock_guard lock(mutex_);
+  return restarts_;
+}
+
+}  // namespace fileballoon::faultd

@@ -1,0 +1,253 @@
+#include "uffd/faultd/keeper.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace fileballoon::faultd {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr UffdFeatures kRequired =
+    UffdFeature::missing_shmem | UffdFeature::wp_hugetlbfs_shmem | UffdFeature::pagefault_wp;
+constexpr std::size_t kMaxClients = 16;
+// Refaulted ranges kept for a client that does not ask: 24 bytes each.
+constexpr std::size_t kMaxBacklog = 16384;
+
+template <class Message>
+bool send_message(int fd, const Message& message) {
+  // A client that does not read is not waited for: faults are answered elsewhere, but discards of
+  // other clients come through this thread.
+  return ::send(fd, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+         static_cast<ssize_t>(sizeof message);
+}
+
+bool may_connect(int fd) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  return ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
+         (peer.uid == 0 || peer.uid == ::geteuid());
+}
+
+Result<sockaddr_un> address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) {
+    return Error{"the socket path " + path + " is longer than a UNIX socket's may be"};
+  }
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  return address;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Keeper>> Keeper::attach(pid_t pid, const Options& options) {
+  auto ram = GuestRam::open(pid);
+  if (ram.has_error()) {
+    return ram.error();
+  }
+  if (ram->backings().size() > kMaxBackings) {
+    return Error{ram->process().label() + " has more than " + std::to_string(kMaxBackings) +
+                 " memory backends"};
+  }
+  const bool minor = options.resolver == Resolver::continue_;
+  auto uffds = hot_attach_negotiated(ram->process(), options.shards,
+                                     minor ? kRequired | UffdFeature::minor_shmem : kRequired);
+  if (uffds.has_error()) {
+    return uffds.error();
+  }
+  std::unique_ptr<Keeper> keeper(new Keeper(std::move(*ram), options));
+  WatchedRam::Options watch;
+  watch.mode = RefaultMode::engine;
+  watch.minor = minor;
+  auto watched = WatchedRam::create(WatchedRam::objects_of(keeper->ram_), std::move(*uffds), watch);
+  if (watched.has_error()) {
+    return Error{keeper->ram_.process().label() + ": " + watched.error().message};
+  }
+  keeper->watched_ = std::move(*watched);
+  FaultEngine::Options engine;
+  engine.resolver = options.resolver;
+  keeper->engine_ = std::make_unique<FaultEngine>(*keeper->watched_, engine);
+  keeper->discarder_ = std::make_unique<GuardedDiscarder>(*keeper->watched_);
+  keeper->backlog_.reserve(kMaxBacklog);
+  return keeper;
+}
+
+Result<void> Keeper::listen(const std::string& path) {
+  const auto address = address_of(path);
+  if (address.has_error()) {
+    return address.error();
+  }
+  const auto* name = reinterpret_cast<const sockaddr*>(&*address);
+  const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (::connect(probe.get(), name, sizeof *address) == 0) {
+    return Error{"a fault keeper answers on " + path + " already"};
+  }
+  if (errno == ECONNREFUSED) {
+    ::unlink(path.c_str());  // its owner is dead
+  }
+  listener_ = UniqueFd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const mode_t old = ::umask(0177);
+  const int bound = ::bind(listener_.get(), name, sizeof *address);
+  const int error = errno;
+  ::umask(old);
+  if (bound != 0 || ::listen(listener_.get(), 8) != 0) {
+    return Error{"cannot listen on " + path + ": " + std::strerror(bound != 0 ? error : errno)};
+  }
+  path_ = path;
+  return {};
+}
+
+std::string Keeper::serve(int stop_fd) {
+  std::string reason;
+  while (reason.empty()) {
+    std::vector<pollfd> polled = {{stop_fd, POLLIN, 0},
+                                  {ram_.process().pidfd.get(), POLLIN, 0},
+                                  {listener_.get(), POLLIN, 0}};
+    const bool waited =
+        std::any_of(clients_.begin(), clients_.end(), [](const Client& c) { return c.waiting; });
+    polled.push_back({waited ? engine_->deflation_fd() : -1, POLLIN, 0});
+    const std::size_t first_client = polled.size();
+    for (const Client& client : clients_) {
+      polled.push_back({client.fd.get(), POLLIN, 0});
+    }
+    // The timeout bounds how late a waiting client's own timeout and a dead reader are seen.
+    (void)::poll(polled.data(), polled.size(), waited ? 20 : 500);
+    if (polled[1].revents != 0) {
+      reason = ram_.process().label() + " has exited";
+      break;
+    }
+    if (polled[0].revents != 0) {
+      reason = "told to stop";
+      break;
+    }
+    if (!engine_->serving()) {
+      reason = "the userfaultfd of " + ram_.process().label() + " cannot be read any more";
+      break;
+    }
+    const std::size_t known = clients_.size();
+    if (polled[2].revents != 0) {
+      accept_client();
+    }
+    for (std::size_t i = known; i-- > 0;) {
+      Next next = Next::keep;
+      if ((polled[first_client + i].revents & (POLLIN | POLLHUP | POLLERR)) != 0) {
+        next = handle(clients_[i]);
+      }
+      if (next == Next::keep && clients_[i].waiting &&
+          !answer_drain(clients_[i], Clock::now() >= clients_[i].wait_until)) {
+        next = Next::drop;
+      }
+      if (next == Next::detach) {
+        reason = "detached";
+      }
+      if (next != Next::keep) {
+        clients_.erase(clients_.begin() + static_cast<std::ptrdiff_t>(i));
+      }
+    }
+  }
+  if (!path_.empty()) {
+    ::unlink(path_.c_str());
+  }
+  return reason;
+}
+
+void Keeper::accept_client() {
+  UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  if (fd.valid() && clients_.size() < kMaxClients && may_connect(fd.get())) {
+    clients_.push_back({std::move(fd), false, {}});
+  }
+}
+
+Keeper::Next Keeper::handle(Client& client) {
+  Request request;
+  const ssize_t got = ::recv(client.fd.get(), &request, sizeof request, MSG_DONTWAIT | MSG_TRUNC);
+  if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
+    return Next::keep;
+  }
+  if (got != static_cast<ssize_t>(sizeof request) || request.magic != kMagic) {
+    return Next::drop;
+  }
+  if (request.operation == Operation::detach) {
+    (void)send_message(client.fd.get(), DetachReply{});
+    return Next::detach;  // in any version: it is how a newer daemon replaces an older keeper
+  }
+  bool ok = true;
+  if (request.operation == Operation::hello) {
+    ok = reply_hello(client);
+  } else if (request.version != kVersion) {
+    return Next::drop;
+  } else if (request.operation == Operation::stats) {
+    ok = reply_stats(client);
+  } else if (request.operation == Operation::drain) {
+    client.waiting = true;
+    client.wait_until = Clock::now() + std::chrono::milliseconds(request.timeout_ms);
+  } else if (request.operation == Operation::discard) {
+    const bool aligned = request.start % kPageSize == 0 && request.size % kPageSize == 0 &&
+                         request.start + request.size >= request.start &&
+                         request.size / kPageSize <= UINT32_MAX;
+    if (!aligned) {
+      return Next::drop;
+    }
+    const HostRange range{HostOffset(request.start), Bytes(request.size)};
+    ok = send_message(client.fd.get(), DiscardReply{discarder_->discard(request.backing, range)});
+  } else {
+    return Next::drop;
+  }
+  return ok ? Next::keep : Next::drop;
+}
+
+bool Keeper::answer_drain(Client& client, bool timed_out) {
+  const bool complete = engine_->drain([&](std::uint32_t object, HostRange range) {
+    if (backlog_.size() < kMaxBacklog) {
+      backlog_.push_back({range.start.bytes(), range.size.count(), object});
+    } else {
+      backlog_complete_ = false;
+    }
+  });
+  backlog_complete_ = backlog_complete_ && complete;
+  if (backlog_.empty() && backlog_complete_ && !timed_out) {
+    return true;
+  }
+  DrainReply reply;
+  reply.count = static_cast<std::uint32_t>(std::min(backlog_.size(), kMaxRanges));
+  std::copy_n(backlog_.begin(), reply.count, reply.ranges.begin());
+  reply.complete = backlog_complete_ ? 1 : 0;
+  backlog_.erase(backlog_.begin(), backlog_.begin() + reply.count);
+  backlog_complete_ = true;
+  client.waiting = false;
+  return send_message(client.fd.get(), reply);
+}
+
+bool Keeper::reply_hello(const Client& client) const {
+  HelloReply reply;
+  reply.pid = ram_.pid();
+  reply.start_time = ram_.process().start_time;
+  reply.backing_count = static_cast<std::uint32_t>(ram_.backings().size());
+  for (std::size_t i = 0; i < ram_.backings().size(); ++i) {
+    const Backing& backing = ram_.backings()[i];
+    reply.backings[i] = {backing.device, backing.inode, backing.size.count()};
+  }
+  return send_message(client.fd.get(), reply);
+}
+
+bool Keeper::reply_stats(const Client& client) const {
+  StatsReply reply;
+  reply.engine = engine_->stats();
+  reply.refaulted_pages = engine_->refaulted_pages();
+  reply.refused_pieces = discarder_->refused_pieces();
+  for (std::uint32_t i = 0; i < watched_->objects().size(); ++i) {
+    reply.absent_pages += watched_->frames(i).count(FrameState::absent);
+    reply.lost = reply.lost != 0 || watched_->lost(i) ? 1 : 0;
+  }
+  reply.serving = engine_->serving() ? 1 : 0;
+  return send_message(client.fd.get(), reply);
+}
+
+}  // namespace fileballoon::faultd

@@ -1,0 +1,64 @@
+// Keeper: the process that holds a VM's userfaultfd. It is not the daemon, so that a daemon that
+// crashes, is killed, stopped or replaced leaves the guest's faults answered. It attaches to one
+// VM, runs the fault engine, does all discards of that VM on request (one owner), and ends with the
+// VM or when told to. If it dies itself, the kernel closes the userfaultfd and answers balloon
+// refaults as ordinary ones, with zero pages: the right content.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "uffd/faultd/protocol.h"
+#include "uffd/guarded_discard.h"
+#include "uffd/hot_attach.h"
+
+namespace fileballoon::faultd {
+
+class Keeper {
+ public:
+  struct Options {
+    Resolver resolver = Resolver::zeropage;
+    unsigned shards = 1;
+  };
+
+  /// Finds the RAM of `pid`, attaches and starts to answer faults.
+  [[nodiscard]] static Result<std::unique_ptr<Keeper>> attach(pid_t pid, const Options& options);
+
+  /// Listens on `path` (mode 0600, replaces a dead socket; fails where a keeper answers there).
+  [[nodiscard]] Result<void> listen(const std::string& path);
+
+  /// Serves until the VM ends, a client says detach, `stop_fd` becomes readable, or the engine can
+  /// serve no more. Returns the reason. Removes the socket.
+  [[nodiscard]] std::string serve(int stop_fd);
+
+  [[nodiscard]] const GuestRam& ram() const { return ram_; }
+
+ private:
+  struct Client {
+    UniqueFd fd;
+    bool waiting = false;  // for refaults
+    std::chrono::steady_clock::time_point wait_until{};
+  };
+  enum class Next { keep, drop, detach };
+
+  Keeper(GuestRam ram, const Options& options) : ram_(std::move(ram)), options_(options) {}
+  void accept_client();
+  [[nodiscard]] Next handle(Client& client);
+  [[nodiscard]] bool answer_drain(Client& client, bool timed_out);
+  [[nodiscard]] bool reply_hello(const Client& client) const;
+  [[nodiscard]] bool reply_stats(const Client& client) const;
+
+  GuestRam ram_;
+  Options options_;
+  std::unique_ptr<WatchedRam> watched_;
+  std::unique_ptr<FaultEngine> engine_;
+  std::unique_ptr<GuardedDiscarder> discarder_;
+  std::string path_;
+  UniqueFd listener_;
+  std::vector<Client> clients_;
+  std::vector<RefaultedRange> backlog_;  // drained from the engine, not yet told
+  bool backlog_complete_ = true;
+};
+
+}  // namespace fileballoon::faultd
