@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "fileballoon/elapsed.h"
+
 namespace fileballoon {
 namespace {
 
@@ -141,8 +143,7 @@ std::span<const std::uint32_t> Arbiter::band(unsigned b) const {
 // ------------------------------------------------------------------------------------------- tick
 
 const TickSummary& Arbiter::tick(const HostReport& host, Clock::time_point now) {
-  const Duration passed =
-      ticked_ ? std::clamp<Duration>(now - last_, Duration::zero(), kLongestTick) : Duration{};
+  const Duration passed = ticked_ ? elapsed(last_, now, kLongestTick) : Duration{};
   last_ = now;
   ticked_ = true;
   if (order_is_old_) {
