@@ -125,7 +125,7 @@ void PageWriter::store(std::uint32_t object, Outcome& outcome) {
     return;
   }
   (void)pager_.store().put(puts_);  // each page has its status
-  std::array<Slot, kBatch> index = slot_;
+  const std::array<Slot, kBatch> index = slot_;
   for (std::size_t i = 0; i < puts_.size(); ++i) {
     const std::size_t at = index[i].value;
     switch (puts_[i].status) {

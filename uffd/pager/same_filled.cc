@@ -24,7 +24,7 @@ void fill_page(std::byte* page, std::uint64_t word) {
 }
 
 std::optional<std::uint32_t> WordTable::acquire(std::uint64_t word) {
-  const std::size_t home = (word * 0x9E3779B97F4A7C15ULL) >> 52;  // 12 bits: kCapacity
+  const std::size_t home = (word * 0x9E3779B97F4A7C15ULL) >> 54;  // 10 bits: kCapacity
   const std::lock_guard guard(mutex_);
   std::optional<std::size_t> unused;
   for (std::size_t probe = 0; probe < kProbes; ++probe) {

@@ -22,7 +22,7 @@ void fill_page(std::byte* page, std::uint64_t word);
 /// the ordinary way after kCapacity of them. Thread-safe.
 class WordTable {
  public:
-  static constexpr std::size_t kCapacity = 4096;
+  static constexpr std::size_t kCapacity = 1024;
 
   /// Counts a use of `word` and gives its index; nothing if the table is full.
   [[nodiscard]] std::optional<std::uint32_t> acquire(std::uint64_t word);
