@@ -5,6 +5,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "host/uffd_ram_owner.h"
+
 namespace fileballoon::host {
 namespace {
 
@@ -42,11 +44,6 @@ Result<RefaultMode> parse_refault_mode(std::string_view text) {
 
 Result<std::unique_ptr<RamOwner>> make_ram_owner(RefaultMode mode, GuestRam ram,
                                                  const RamLayout& /*layout*/) {
-  if (mode == RefaultMode::uffd) {
-    return Error{
-        "refault mode 'uffd' is not available in this version of fileballoond; use --refault "
-        "kernel"};
-  }
   // The lock sits on our own open file description of the inode, so it ends with this process and
   // no other daemon, whatever its control socket, can discard the same RAM meanwhile.
   for (const Backing& backing : ram.backings()) {
@@ -55,6 +52,13 @@ Result<std::unique_ptr<RamOwner>> make_ram_owner(RefaultMode mode, GuestRam ram,
                    " is attached to another fileballoond already (its RAM is locked); detach it "
                    "there first"};
     }
+  }
+  if (mode == RefaultMode::uffd) {
+    auto owner = UffdRamOwner::attach(std::move(ram));
+    if (owner.has_error()) {
+      return owner.error();
+    }
+    return std::unique_ptr<RamOwner>(std::move(*owner));
   }
   return std::unique_ptr<RamOwner>(std::make_unique<KernelRamOwner>(std::move(ram)));
 }

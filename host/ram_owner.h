@@ -16,7 +16,7 @@ namespace fileballoon::host {
 /// Who answers the first touch of an absent frame.
 enum class RefaultMode {
   kernel,  ///< the kernel, with a zero page: no latency added
-  uffd,    ///< the daemon, through a userfaultfd in the VMM
+  uffd,    ///< the VM's fault keeper, through a userfaultfd in the VMM
 };
 
 [[nodiscard]] std::string_view to_string(RefaultMode mode);
@@ -35,6 +35,9 @@ class RamOwner {
   [[nodiscard]] virtual Bytes footprint() const = 0;
   /// Size of the RAM: all backings. Constant.
   [[nodiscard]] virtual Bytes size() const = 0;
+  /// The VM is being detached for good: when this owner ends, nothing of it may stay behind. (When
+  /// only the daemon ends, what answers the guest's faults stays.)
+  virtual void give_back() {}
 };
 
 /// Takes over `ram` for the VM. Fails, by name, where `mode` is not to be had for this VM. `layout`

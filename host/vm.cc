@@ -190,6 +190,9 @@ asio::awaitable<void> Vm::detach() {
       }
     });
   }
+  if (ram_) {
+    ram_->give_back();
+  }
   release_ram();
   changed_.notify();
   while (!channel_loop_done_ || work_in_flight_ > 0) {
