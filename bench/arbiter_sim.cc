@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -26,6 +27,13 @@ struct Options {
   std::string json;
   bool explain = false;
 };
+
+/// CPU time of this thread so far, milliseconds.
+double thread_cpu_ms() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) / 1e6;
+}
 
 /// The q-quantile of `values`, which it reorders; 0 where there are none.
 double quantile(std::vector<float>& values, double q) {
@@ -107,6 +115,7 @@ class Simulation {
   void run() {
     const auto ticks = static_cast<std::uint64_t>(options_.hours * 3600 / options_.tick_s);
     tick_ms_.reserve(ticks);
+    tick_wall_ms_.reserve(ticks);
     for (std::uint64_t n = 0; n < ticks; ++n) {
       const double now_s = static_cast<double>(n) * options_.tick_s;
       move_working_sets(fleet_, now_s, options_.tick_s, random_);
@@ -145,11 +154,13 @@ class Simulation {
     host.psi_full = free < 0 ? 10 : 0;
     const auto now = Arbiter::Clock::time_point(
         std::chrono::nanoseconds(static_cast<std::int64_t>((now_s + 1) * 1e9)));
+    const double cpu_before = thread_cpu_ms();
     const auto start = std::chrono::steady_clock::now();
     const TickSummary& summary = arbiter_.tick(host, now);
-    tick_ms_.push_back(static_cast<float>(
-        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-            .count()));
+    const auto stop = std::chrono::steady_clock::now();
+    tick_ms_.push_back(static_cast<float>(thread_cpu_ms() - cpu_before));
+    tick_wall_ms_.push_back(
+        static_cast<float>(std::chrono::duration<double, std::milli>(stop - start).count()));
     orders_ += summary.changed;
     found_.clear();
     check_invariants(arbiter_, checked_, found_);
@@ -200,7 +211,8 @@ class Simulation {
   double memory_ = 0;
   std::vector<ArbitratedVm> checked_;
   std::vector<std::string> found_;
-  std::vector<float> tick_ms_;
+  std::vector<float> tick_ms_;  // of CPU: a busy machine must not look like a slow arbiter
+  std::vector<float> tick_wall_ms_;
   SwingCounter swings_;
   std::vector<float> short_since_;
   std::array<std::vector<float>, kBands> wait_s_;
@@ -226,11 +238,13 @@ Row Simulation::row() {
   row["tick_p50_ms"] = quantile(tick_ms_, 0.50);
   row["tick_p99_ms"] = quantile(tick_ms_, 0.99);
   row["tick_max_ms"] = quantile(tick_ms_, 1.0);
+  row["tick_wall_p50_ms"] = quantile(tick_wall_ms_, 0.50);
+  row["tick_wall_p99_ms"] = quantile(tick_wall_ms_, 0.99);
   row["invariant_violations"] = violations_;
   row["oscillations_per_vm_hour"] = static_cast<double>(swings_.swings()) / vm_hours;
   row["orders_per_vm_hour"] = static_cast<double>(orders_) / vm_hours;
-  row["relief_p50_s"] = quantile(relief_s_, 0.5);
-  row["relief_p99_s"] = quantile(relief_s_, 0.99);
+  row["convergence_p50_s"] = quantile(relief_s_, 0.5);
+  row["convergence_p99_s"] = quantile(relief_s_, 0.99);
   row["host_over_s"] = over_s_;
   for (unsigned b = 0; b < kBands; ++b) {
     if (band_time_[b] > 0) {
@@ -265,7 +279,7 @@ int run(int argc, char** argv) {
   report.add(simulation.row());
   report.print_table(std::cout,
                      {"vms", "hours", "tick_p50_ms", "tick_p99_ms", "invariant_violations",
-                      "oscillations_per_vm_hour", "orders_per_vm_hour", "relief_p99_s"});
+                      "oscillations_per_vm_hour", "orders_per_vm_hour", "convergence_p99_s"});
   report.print_table(std::cout,
                      {"band0_had_need", "band1_had_need", "band2_had_need", "band3_had_need",
                       "band0_wait_p99_s", "band3_wait_p99_s", "host_over_s"});
