@@ -21,8 +21,8 @@ class HostPressure {
   static constexpr double kFreeLow = 0.01;   ///< below: nothing is given to anyone any more
 
   // Stall percentages (PSI avg10) that count as a level whatever the free memory says: a host can
-  // thrash with memory "available" in its cache. 10 % of time with someone stalled is noticed by
-  // users; all tasks stalled for 5 % is where systemd-oomd's range of action begins to be near.
+  // thrash with memory "available" in its cache. Someone stalled for 10 % of the time is noticed by
+  // users; all tasks stalled is work lost for everyone, so half of that weighs more.
   static constexpr double kPsiSomeSoft = 10;
   static constexpr double kPsiFullHard = 5;
   static constexpr double kPsiFullLow = 20;

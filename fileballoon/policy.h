@@ -48,8 +48,8 @@ class TargetPolicy {
   using Clock = std::chrono::steady_clock;
   using Duration = std::chrono::nanoseconds;
 
-  /// Time for the primary mechanism, unless the operator says otherwise: the value proposed for
-  /// libxl in 2012. A balloon of 1 GiB inflates in 2 to 4 s (bench/vm_bench --scenario inflate).
+  /// Time for the primary mechanism, unless the operator says otherwise: a guest that inflates
+  /// 300 MiB/s gives 1.5 GiB in that time, and a host in need can wait so long.
   static constexpr std::chrono::seconds kDefaultTimeout{5};
   static constexpr std::chrono::seconds kLongestTimeout{3600};
   /// Footprints this close to the target have reached it: below what per-CPU lists and a batch in
