@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -12,9 +13,12 @@
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
+
+#include "uffd/pager/paging_protocol.h"
 
 namespace fileballoon::faultd {
 namespace {
@@ -45,8 +49,14 @@ std::string find_program(const std::string& given) {
   return "fileballoon-faultd";
 }
 
-// Kills the keeper behind `pidfd` and waits until its userfaultfds are closed.
-void kill_keeper(int pidfd) {
+// Kills the keeper behind `pidfd` and waits until its userfaultfds are closed. Not one that holds
+// paged-out frames: their content is in its memory, and zeros would take its place. If it was
+// stopped, it is told to go on.
+void kill_keeper(int pidfd, const std::string& socket) {
+  if (::access(paging_marker(socket).c_str(), F_OK) == 0) {
+    (void)::syscall(SYS_pidfd_send_signal, pidfd, SIGCONT, nullptr, 0);
+    return;
+  }
   (void)::syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, nullptr, 0);
   pollfd gone{pidfd, POLLIN, 0};
   (void)::poll(&gone, 1, 1000);
@@ -111,7 +121,7 @@ bool FaultdClient::exchange(Connection& connection, const Request& request, Repl
   if (ready == 0) {
     // It hangs (stopped, or starved): the guest's faults hang with it. Dead is better, since the
     // kernel then answers them.
-    kill_keeper(connection.pidfd.get());
+    kill_keeper(connection.pidfd.get(), options_.socket);
     connection = {};
     return false;
   }
@@ -197,6 +207,11 @@ Result<FaultdClient::Connection> FaultdClient::connect_or_start() {
     HelloReply hello;
     if (exchange(*connection, Request{}, hello, options_.patience) && is_ours(hello)) {
       return connection;
+    }
+    if (!connection->fd.valid() && ::access(paging_marker(options_.socket).c_str(), F_OK) == 0) {
+      return Error{"the fault keeper on " + options_.socket +
+                   " gives no answer and holds paged-out frames of " + ram_.process().label() +
+                   ": it is left alone, since their content would die with it"};
     }
     // Of another version, or of another VM that had this socket.
     if (connection->fd.valid()) {
@@ -311,7 +326,7 @@ Result<void> FaultdClient::detach() {
   (void)exchange(connection_, request, reply, options_.patience);
   pollfd gone{pidfd.get(), POLLIN, 0};
   if (::poll(&gone, 1, static_cast<int>(options_.patience.count())) == 0) {
-    kill_keeper(pidfd.get());
+    kill_keeper(pidfd.get(), options_.socket);
   }
   connection_ = {};
   return {};
@@ -325,6 +340,23 @@ pid_t FaultdClient::keeper() const {
 unsigned FaultdClient::restarts() const {
   const std::lock_guard lock(mutex_);
   return restarts_;
+}
+
+Result<std::string> default_socket(const GuestRam& ram) {
+  std::vector<std::string> directories = {"/run/fileballoon"};
+  if (const char* user = std::getenv("XDG_RUNTIME_DIR"); user != nullptr && ::geteuid() != 0) {
+    directories.push_back(std::string(user) + "/fileballoon");
+  }
+  for (const std::string& directory : directories) {
+    (void)::mkdir(directory.c_str(), 0755);
+    if (::access(directory.c_str(), W_OK | X_OK) == 0) {
+      return Result<std::string>(boost::system::in_place_value,
+                                 directory + "/faultd-" + std::to_string(ram.pid()) + "-" +
+                                     std::to_string(ram.process().start_time) + ".sock");
+    }
+  }
+  return Error{"cannot write to " + directories.back() +
+               ", where fault keepers listen: " + std::strerror(errno)};
 }
 
 }  // namespace fileballoon::faultd

@@ -84,4 +84,9 @@ class FaultdClient final : public Discarder {
   Connection waiting_;
 };
 
+/// Where the keeper of this very VM listens, whichever daemon asks: /run/fileballoon (or
+/// $XDG_RUNTIME_DIR/fileballoon for a user without rights there; created where missing), named by
+/// the VMM's pid and start time.
+[[nodiscard]] Result<std::string> default_socket(const GuestRam& ram);
+
 }  // namespace fileballoon::faultd

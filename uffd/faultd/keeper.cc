@@ -73,7 +73,9 @@ Result<std::unique_ptr<Keeper>> Keeper::attach(pid_t pid, const Options& options
   keeper->watched_ = std::move(*watched);
   FaultEngine::Options engine;
   engine.resolver = options.resolver;
-  keeper->engine_ = std::make_unique<FaultEngine>(*keeper->watched_, engine);
+  keeper->paging_ = std::make_unique<PagingHost>(*keeper->watched_, pid, options.socket);
+  keeper->engine_ =
+      std::make_unique<FaultEngine>(*keeper->watched_, engine, &keeper->paging_->source());
   keeper->discarder_ = std::make_unique<GuardedDiscarder>(*keeper->watched_);
   keeper->backlog_.reserve(kMaxBacklog);
   return keeper;
@@ -107,7 +109,11 @@ Result<void> Keeper::listen(const std::string& path) {
 std::string Keeper::serve(int stop_fd) {
   std::string reason;
   while (reason.empty()) {
-    std::vector<pollfd> polled = {{stop_fd, POLLIN, 0},
+    if (!leaving_.empty() && paging_->leave()) {
+      reason = leaving_;
+      break;
+    }
+    std::vector<pollfd> polled = {{leaving_.empty() ? stop_fd : -1, POLLIN, 0},
                                   {ram_.process().pidfd.get(), POLLIN, 0},
                                   {listener_.get(), POLLIN, 0}};
     const bool waited =
@@ -118,14 +124,13 @@ std::string Keeper::serve(int stop_fd) {
       polled.push_back({client.fd.get(), POLLIN, 0});
     }
     // The timeout bounds how late a waiting client's own timeout and a dead reader are seen.
-    (void)::poll(polled.data(), polled.size(), waited ? 20 : 500);
+    (void)::poll(polled.data(), polled.size(), waited || !leaving_.empty() ? 20 : 500);
     if (polled[1].revents != 0) {
       reason = ram_.process().label() + " has exited";
       break;
     }
-    if (polled[0].revents != 0) {
-      reason = "told to stop";
-      break;
+    if (polled[0].revents != 0 && leaving_.empty()) {
+      leaving_ = "told to stop";
     }
     if (!engine_->serving()) {
       reason = "the userfaultfd of " + ram_.process().label() + " cannot be read any more";
@@ -144,8 +149,8 @@ std::string Keeper::serve(int stop_fd) {
           !answer_drain(clients_[i], Clock::now() >= clients_[i].wait_until)) {
         next = Next::drop;
       }
-      if (next == Next::detach) {
-        reason = "detached";
+      if (next == Next::detach && leaving_.empty()) {
+        leaving_ = "detached";
       }
       if (next != Next::keep) {
         clients_.erase(clients_.begin() + static_cast<std::ptrdiff_t>(i));
@@ -166,10 +171,19 @@ void Keeper::accept_client() {
 }
 
 Keeper::Next Keeper::handle(Client& client) {
-  Request request;
-  const ssize_t got = ::recv(client.fd.get(), &request, sizeof request, MSG_DONTWAIT | MSG_TRUNC);
+  PagingRequest paging;  // the longest there is
+  const ssize_t got = ::recv(client.fd.get(), &paging, sizeof paging, MSG_DONTWAIT | MSG_TRUNC);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
     return Next::keep;
+  }
+  if (got == static_cast<ssize_t>(sizeof paging)) {
+    const auto reply = std::make_unique<PagingReply>();
+    paging_->answer(paging, *reply);
+    return send_message(client.fd.get(), *reply) ? Next::keep : Next::drop;
+  }
+  Request request;
+  if (got == static_cast<ssize_t>(sizeof request)) {
+    std::memcpy(static_cast<void*>(&request), static_cast<const void*>(&paging), sizeof request);
   }
   if (got != static_cast<ssize_t>(sizeof request) || request.magic != kMagic) {
     return Next::drop;

@@ -2,7 +2,9 @@
 // crashes, is killed, stopped or replaced leaves the guest's faults answered. It attaches to one
 // VM, runs the fault engine, does all discards of that VM on request (one owner), and ends with the
 // VM or when told to. If it dies itself, the kernel closes the userfaultfd and answers balloon
-// refaults as ordinary ones, with zero pages: the right content.
+// refaults as ordinary ones, with zero pages: the right content. Not so for frames that are paged
+// out: it brings them back before it leaves, and a marker beside its socket says that it must not
+// be killed meanwhile (uffd/pager/paging_host.h).
 #pragma once
 
 #include <memory>
@@ -12,12 +14,14 @@
 #include "uffd/faultd/protocol.h"
 #include "uffd/guarded_discard.h"
 #include "uffd/hot_attach.h"
+#include "uffd/pager/paging_host.h"
 
 namespace fileballoon::faultd {
 
 class Keeper {
  public:
   struct Options {
+    std::string socket;  ///< as for listen(); the marker of paged-out frames lies beside it
     Resolver resolver = Resolver::zeropage;
     unsigned shards = 1;
   };
@@ -52,9 +56,11 @@ class Keeper {
   GuestRam ram_;
   Options options_;
   std::unique_ptr<WatchedRam> watched_;
+  std::unique_ptr<PagingHost> paging_;  // before the engine, which calls into it
   std::unique_ptr<FaultEngine> engine_;
   std::unique_ptr<GuardedDiscarder> discarder_;
   std::string path_;
+  std::string leaving_;  // why; serves on until what is paged out is back
   UniqueFd listener_;
   std::vector<Client> clients_;
   std::vector<RefaultedRange> backlog_;  // drained from the engine, not yet told

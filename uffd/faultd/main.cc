@@ -125,6 +125,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 16));
   app.add_flag("--daemonize", background, "attach, report, and go on in the background");
   CLI11_PARSE(app, argc, argv);
+  options.socket = socket;
   try {
     return run(pid, socket, options, background);
   } catch (const std::exception& error) {

@@ -1,0 +1,193 @@
+// Paging a VM through its keeper, by hot attach: the frames that are paged out hold a guest's data,
+// so nothing that happens to the daemon or the keeper may turn them into zeros.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "tests/integration/uffd_stand_in.h"
+#include "uffd/faultd/client.h"
+#include "uffd/pager/paging_client.h"
+
+namespace fileballoon::faultd {
+namespace {
+
+using fileballoon::testing::StandIn;
+using ::testing::HasSubstr;
+using namespace std::chrono_literals;
+
+constexpr Bytes kRam = Bytes::mib(64);
+
+class PagedVm : public ::testing::Test {
+ protected:
+  PagedVm() {
+    std::string pattern = std::filesystem::current_path().string() + "/paged-XXXXXX";
+    directory_ = ::mkdtemp(pattern.data());
+  }
+  ~PagedVm() override {
+    vmm_.kill_and_wait();  // its keeper ends with it
+    for (int i = 0; i < 500 && std::filesystem::exists(socket()); ++i) {
+      std::this_thread::sleep_for(10ms);
+    }
+    std::filesystem::remove_all(directory_);
+  }
+  [[nodiscard]] std::string socket() const { return directory_ + "/keeper"; }
+  [[nodiscard]] FaultdClient::Options options() const {
+    FaultdClient::Options options;
+    options.socket = socket();
+    options.program = FILEBALLOON_FAULTD;
+    options.patience = 500ms;
+    return options;
+  }
+  [[nodiscard]] PagingOptions file_store() const {
+    PagingOptions paging;
+    paging.vm = "stand-in";
+    paging.path = directory_;
+    return paging;
+  }
+  /// Half of the RAM paged out, by a daemon that lives on in `client_`.
+  void page_out_half(const PagingOptions& paging) {
+    ASSERT_EQ(vmm_.ask("fill 0 16384"), "ok");
+    ram_ = std::make_unique<GuestRam>(GuestRam::open(vmm_.pid()).value());
+    client_ = FaultdClient::attach(*ram_, options()).value();
+    keeper_ = client_->keeper();
+    auto pager = PagingClient::connect(socket()).value();
+    const auto started = pager.start(paging);
+    ASSERT_TRUE(started.has_value()) << started.error().message;
+    ASSERT_TRUE(pager.set_goal(Bytes::mib(32)).has_value());
+    wait_for_half(pager);
+  }
+  static void wait_for_half(PagingClient& pager) {
+    for (int i = 0; i < 300; ++i) {
+      const auto status = pager.status();
+      ASSERT_TRUE(status.has_value()) << status.error().message;
+      if (status->service.footprint <= Bytes::mib(32)) {
+        EXPECT_GE(status->service.pager.paged_pages, 8192U);
+        return;
+      }
+      std::this_thread::sleep_for(100ms);
+    }
+    FAIL() << "not paged out in 30 s";
+  }
+  bool keeper_goes() const {
+    for (int i = 0; i < 1000 && ::kill(keeper_, 0) == 0; ++i) {
+      std::this_thread::sleep_for(10ms);
+    }
+    return ::kill(keeper_, 0) != 0;
+  }
+  [[nodiscard]] bool marked() const { return std::filesystem::exists(paging_marker(socket())); }
+
+  std::string directory_;
+  StandIn vmm_;
+  std::unique_ptr<GuestRam> ram_;
+  std::unique_ptr<FaultdClient> client_;
+  pid_t keeper_ = 0;
+};
+
+TEST_F(PagedVm, HalfPagedOutSurvivesTheDaemonsSigkill) {
+  ASSERT_EQ(vmm_.ask("fill 0 16384"), "ok");
+  const pid_t daemon = ::fork();
+  if (daemon == 0) {
+    const GuestRam ram = GuestRam::open(vmm_.pid()).value();
+    const auto client = FaultdClient::attach(ram, options()).value();
+    auto pager = PagingClient::connect(socket()).value();
+    const bool ok =
+        pager.start(file_store()).has_value() && pager.set_goal(Bytes::mib(32)).has_value();
+    for (; ok;) {
+      ::pause();
+    }
+    ::_exit(1);
+  }
+  // Killed in the middle of it.
+  auto pager = PagingClient::connect(socket());
+  for (int i = 0; i < 200 && (!pager || pager->status()->service.pager.paged_pages < 1000); ++i) {
+    std::this_thread::sleep_for(20ms);
+    if (!pager) {
+      pager = PagingClient::connect(socket());
+    }
+  }
+  ASSERT_TRUE(pager.has_value());
+  ::kill(daemon, SIGKILL);
+  ::waitpid(daemon, nullptr, 0);
+  // The keeper goes on towards the goal, and a new daemon finds it.
+  wait_for_half(*pager);
+  ram_ = std::make_unique<GuestRam>(GuestRam::open(vmm_.pid()).value());
+  client_ = FaultdClient::attach(*ram_, options()).value();
+  EXPECT_EQ(client_->restarts(), 0U);
+  ASSERT_TRUE(pager->clear_goal().has_value());
+  EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
+  EXPECT_EQ(vmm_.ask("errors"), "0");
+  EXPECT_EQ(pager->status()->service.pager.lost_pages, 0U);
+}
+
+TEST_F(PagedVm, DetachBringsEverythingBackFirst) {
+  page_out_half(file_store());
+  EXPECT_TRUE(marked());
+  auto pager = PagingClient::connect(socket()).value();
+  std::vector<std::uint64_t> seen;
+  const auto done =
+      pager.page_in_all([&](const Pager::Progress& progress) { seen.push_back(progress.done); });
+  ASSERT_TRUE(done.has_value()) << done.error().message;
+  EXPECT_GE(done->total, 8192U);
+  EXPECT_EQ(done->done, done->total);
+  EXPECT_EQ(done->lost, 0U);
+  EXPECT_TRUE(client_->detach().has_value());
+  EXPECT_TRUE(keeper_goes());
+  EXPECT_FALSE(marked());
+  EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
+}
+
+TEST_F(PagedVm, AKeeperToldToLeaveBringsEverythingBackFirst) {
+  for (const bool by_signal : {true, false}) {
+    page_out_half(file_store());
+    if (by_signal) {
+      ::kill(keeper_, SIGTERM);
+    } else {
+      (void)client_->detach();  // without paging in before
+    }
+    EXPECT_TRUE(keeper_goes());
+    EXPECT_FALSE(marked());
+    EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
+    EXPECT_EQ(vmm_.ask("errors"), "0");
+  }
+}
+
+TEST_F(PagedVm, AKeeperThatHangsIsNotKilledWhileFramesArePagedOut) {
+  page_out_half(file_store());
+  ::kill(keeper_, SIGSTOP);
+  vmm_.send("check 0 16384");  // the guest waits for its pages
+  (void)client_->stats();      // a daemon notices, and sets it going again
+  EXPECT_EQ(vmm_.read_line(), "0");
+  EXPECT_EQ(::kill(keeper_, 0), 0);
+  EXPECT_EQ(client_->restarts(), 1U) << "a second keeper was started";
+}
+
+TEST_F(PagedVm, RefusesStoresByName) {
+  ASSERT_EQ(vmm_.ask("fill 0 16384"), "ok");
+  ram_ = std::make_unique<GuestRam>(GuestRam::open(vmm_.pid()).value());
+  client_ = FaultdClient::attach(*ram_, options()).value();
+  auto pager = PagingClient::connect(socket()).value();
+  PagingOptions paging = file_store();
+  const auto error_of = [&](const PagingOptions& wanted) {
+    const auto started = pager.start(wanted);
+    return started.has_error() ? started.error().message : "was accepted";
+  };
+  EXPECT_THAT(pager.set_goal(kRam).error().message, HasSubstr("has not been started"));
+  paging.path = directory_ + "/none";
+  EXPECT_THAT(error_of(paging), HasSubstr(directory_ + "/none"));
+  paging.path = directory_;
+  paging.file = Bytes::gib(1 << 20);
+  EXPECT_THAT(error_of(paging), HasSubstr("too small"));
+  paging.path.clear();
+  EXPECT_THAT(error_of(paging), HasSubstr("paging needs a store"));
+  EXPECT_FALSE(marked());
+  EXPECT_EQ(error_of(file_store()), "was accepted");
+  EXPECT_THAT(error_of(file_store()), HasSubstr("has been started"));
+  EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
+}
+
+}  // namespace
+}  // namespace fileballoon::faultd

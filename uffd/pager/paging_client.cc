@@ -1,0 +1,180 @@
+#include "uffd/pager/paging_client.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <thread>
+
+namespace fileballoon::faultd {
+namespace {
+
+// A keeper answers in microseconds; a machine that thrashes may take long. It is never killed for
+// it.
+constexpr int kPatienceMs = 10000;
+
+template <std::size_t N>
+bool put_text(const std::string& text, std::array<char, N>& field) {
+  if (text.size() >= N) {
+    return false;
+  }
+  std::copy(text.begin(), text.end(), field.begin());
+  return true;
+}
+
+}  // namespace
+
+Result<PagingClient> PagingClient::connect(std::string socket) {
+  PagingClient client(std::move(socket));
+  if (const auto opened = client.open(); opened.has_error()) {
+    return opened.error();
+  }
+  return client;
+}
+
+Result<void> PagingClient::open() {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (socket_.size() >= sizeof address.sun_path) {
+    return Error{"the socket path " + socket_ + " is longer than a UNIX socket's may be"};
+  }
+  std::memcpy(address.sun_path, socket_.c_str(), socket_.size() + 1);
+  UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    return Error{"no fault keeper answers on " + socket_ + ": " + std::strerror(errno) +
+                 "; paging needs a VM attached with --refault uffd"};
+  }
+  fd_ = std::move(fd);
+  return {};
+}
+
+Result<PagingReply> PagingClient::ask(const PagingRequest& request) {
+  const bool fresh = !fd_.valid();
+  if (fresh) {
+    if (const auto opened = open(); opened.has_error()) {
+      return opened.error();
+    }
+  }
+  auto reply = std::make_unique<PagingReply>();
+  if (::send(fd_.get(), &request, sizeof request, MSG_NOSIGNAL) !=
+      static_cast<ssize_t>(sizeof request)) {
+    fd_.reset();
+    return fresh ? Error{"the fault keeper on " + socket_ + " went away"} : ask(request);
+  }
+  pollfd polled{fd_.get(), POLLIN, 0};
+  const int ready = ::poll(&polled, 1, kPatienceMs);
+  if (ready <= 0 || ::recv(fd_.get(), reply.get(), sizeof *reply, MSG_TRUNC) !=
+                        static_cast<ssize_t>(sizeof *reply)) {
+    fd_.reset();
+    return Error{"the fault keeper on " + socket_ + " gave no answer about paging"};
+  }
+  return *reply;
+}
+
+Result<void> PagingClient::command(const PagingRequest& request) {
+  const auto reply = ask(request);
+  if (!reply) {
+    return reply.error();
+  }
+  if (reply->ok == 0) {
+    return Error{std::string(reply->message.data(),
+                             ::strnlen(reply->message.data(), reply->message.size()))};
+  }
+  return {};
+}
+
+Result<void> PagingClient::start(const PagingOptions& options) {
+  PagingRequest request;
+  request.verb = PagingVerb::start;
+  request.compression = options.compression == Compression::lz4 ? 0 : 1;
+  request.memory = options.memory.count();
+  request.file = options.file.count();
+  request.daily_writes = options.daily_writes.count();
+  if (!put_text(options.vm, request.vm) || !put_text(options.path, request.path) ||
+      !put_text(options.budget_file, request.budget_file)) {
+    return Error{"a VM's name is at most 255 bytes long, a store's path 1,023"};
+  }
+  return command(request);
+}
+
+Result<void> PagingClient::set_goal(Bytes footprint) {
+  PagingRequest request;
+  request.verb = PagingVerb::set_goal;
+  request.goal = footprint.count();
+  return command(request);
+}
+
+Result<void> PagingClient::clear_goal() {
+  PagingRequest request;
+  request.verb = PagingVerb::clear_goal;
+  return command(request);
+}
+
+Result<PagingClient::Status> PagingClient::status() {
+  const auto got = ask(PagingRequest{});
+  if (!got) {
+    return got.error();
+  }
+  const PagingReply& reply = *got;
+  Status status;
+  status.active = reply.active != 0;
+  status.service.state = static_cast<PagerService::State>(reply.state);
+  status.service.stop_reason = static_cast<StoreStatus>(reply.stop_reason);
+  status.service.method = static_cast<AccessMethod>(reply.method);
+  status.service.footprint = Bytes(reply.footprint);
+  status.service.goal = Bytes(reply.goal);
+  PagerStats& pager = status.service.pager;
+  pager.paged_pages = reply.paged_pages;
+  pager.paged_out = reply.paged_out;
+  pager.zero_pages = reply.zero_pages;
+  pager.paged_in = reply.paged_in;
+  pager.faults = reply.faults;
+  pager.read_ahead = reply.read_ahead;
+  pager.write_races = reply.write_races;
+  pager.rejected = reply.rejected;
+  pager.lost_pages = reply.lost_pages;
+  pager.metadata = Bytes(reply.metadata);
+  pager.store.pages = reply.paged_pages;
+  pager.store.memory = Bytes(reply.store_memory);
+  pager.store.disk = Bytes(reply.store_disk);
+  pager.store.limit = Bytes(reply.store_limit);
+  pager.store.file_pages = reply.file_pages;
+  pager.store.spilled = reply.spilled;
+  status.detach = {reply.detach_started != 0,
+                   reply.detach_finished != 0,
+                   {reply.detach_done, reply.detach_total, reply.detach_lost}};
+  for (std::uint32_t i = 0; i < std::min<std::size_t>(reply.event_count, reply.events.size());
+       ++i) {
+    const PagingEventMessage& event = reply.events[i];
+    status.events.push_back({static_cast<PagerEvent::Kind>(event.kind),
+                             static_cast<StoreStatus>(event.status), event.object, event.page});
+  }
+  status.events_dropped = reply.events_dropped;
+  return status;
+}
+
+Result<Pager::Progress> PagingClient::page_in_all(
+    const std::function<void(const Pager::Progress&)>& progress) {
+  PagingRequest request;
+  request.verb = PagingVerb::page_in;
+  if (const auto begun = command(request); begun.has_error()) {
+    return begun.error();
+  }
+  for (;;) {
+    const auto now = status();
+    if (!now) {
+      return now.error();
+    }
+    progress(now->detach.progress);
+    if (now->detach.finished) {
+      return now->detach.progress;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+}
+
+}  // namespace fileballoon::faultd

@@ -1,0 +1,50 @@
+// PagingClient: the daemon's side of paging: asks the keeper of a VM, over a connection of its own,
+// to page it out towards a footprint, tells how it stands, and brings everything back. It never
+// ends a keeper: while frames are paged out, their content lives there. One thread at a time.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "uffd/pager/paging.h"
+#include "uffd/pager/paging_protocol.h"
+#include "uffd/unique_fd.h"
+
+namespace fileballoon::faultd {
+
+class PagingClient {
+ public:
+  struct Status {
+    bool active = false;  ///< paging has been started
+    PagerService::Status service;
+    Paging::Detach detach;
+    std::vector<PagerEvent> events;  ///< since the last request of any client
+    std::uint64_t events_dropped = 0;
+  };
+
+  /// `socket`: the keeper's (FaultdClient::Options::socket). Connects now; every request connects
+  /// anew if it must. Errors name the socket.
+  [[nodiscard]] static Result<PagingClient> connect(std::string socket);
+
+  /// Makes the store; pages nothing out yet. The error is the keeper's, about the path or limit.
+  [[nodiscard]] Result<void> start(const PagingOptions& options);
+  [[nodiscard]] Result<void> set_goal(Bytes footprint);
+  [[nodiscard]] Result<void> clear_goal();
+  [[nodiscard]] Result<Status> status();
+  /// Brings everything back and waits, telling `progress` about every tenth of a second.
+  [[nodiscard]] Result<Pager::Progress> page_in_all(
+      const std::function<void(const Pager::Progress&)>& progress);
+
+ private:
+  explicit PagingClient(std::string socket) : socket_(std::move(socket)) {}
+  [[nodiscard]] Result<void> open();
+  [[nodiscard]] Result<PagingReply> ask(const PagingRequest& request);
+  [[nodiscard]] Result<void> command(const PagingRequest& request);
+
+  std::string socket_;
+  UniqueFd fd_;
+};
+
+}  // namespace fileballoon::faultd
