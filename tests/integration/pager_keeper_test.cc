@@ -165,6 +165,32 @@ TEST_F(PagedVm, AKeeperThatHangsIsNotKilledWhileFramesArePagedOut) {
   EXPECT_EQ(client_->restarts(), 1U) << "a second keeper was started";
 }
 
+// 'T' stopped, 'S' sleeping, … from /proc/PID/stat.
+char state_of(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(file, text);
+  const std::size_t end = text.rfind(')');
+  return end == std::string::npos ? '?' : text[end + 2];
+}
+
+TEST_F(PagedVm, AKeeperThatDiesAllTheSameStopsTheVmAndNeverGivesZeros) {
+  page_out_half(file_store());
+  ::kill(keeper_, SIGKILL);
+  for (int i = 0; i < 500 && state_of(vmm_.pid()) != 'T'; ++i) {
+    std::this_thread::sleep_for(10ms);
+  }
+  EXPECT_EQ(state_of(vmm_.pid()), 'T');
+  // Even if somebody sets it going: its threads wait, and get nothing.
+  vmm_.send("check 0 16384");
+  ::kill(vmm_.pid(), SIGCONT);
+  std::this_thread::sleep_for(300ms);
+  std::error_code gone;
+  EXPECT_EQ(state_of(vmm_.pid()), 'S') << "it went on, with something in place of its data";
+  vmm_.kill_and_wait();
+  std::filesystem::remove(socket(), gone);  // nobody is left to do it
+}
+
 TEST_F(PagedVm, RefusesStoresByName) {
   ASSERT_EQ(vmm_.ask("fill 0 16384"), "ok");
   ram_ = std::make_unique<GuestRam>(GuestRam::open(vmm_.pid()).value());

@@ -16,6 +16,7 @@
 #include <map>
 
 #include "uffd/faultd/keeper.h"
+#include "uffd/pager/keeper_guard.h"
 
 namespace {
 
@@ -118,13 +119,25 @@ int main(int argc, char** argv) {
                                                      {"continue", Resolver::continue_}};
   CLI::App app("Keeps the userfaultfd of one VM and answers its faults");
   app.add_option("--pid", pid, "process id of the VMM")->required();
-  app.add_option("--socket", socket, "UNIX socket to take orders on")->required();
+  bool guard = false;
+  auto* orders = app.add_option("--socket", socket, "UNIX socket to take orders on");
+  app.add_flag("--guard", guard,
+               "only hold what the starting keeper hands over, and stop the VM if it dies")
+      ->group("")
+      ->excludes(orders);
   app.add_option("--resolver", options.resolver, "zeropage (default), fallocate or continue")
       ->transform(CLI::CheckedTransformer(resolvers));
   app.add_option("--shards", options.shards, "userfaultfds to divide the RAM among")
       ->check(CLI::Range(1, 16));
   app.add_flag("--daemonize", background, "attach, report, and go on in the background");
   CLI11_PARSE(app, argc, argv);
+  if (guard) {
+    return faultd::run_guard(pid);
+  }
+  if (socket.empty()) {
+    std::cerr << "fileballoon-faultd: --socket is required\n";
+    return 2;
+  }
   options.socket = socket;
   try {
     return run(pid, socket, options, background);

@@ -30,6 +30,10 @@ void PagingHost::unmark() {
     ::unlink(paging_marker(socket_).c_str());
     marked_ = false;
   }
+  if (guard_) {
+    guard_->dismiss();
+    guard_.reset();
+  }
 }
 
 void PagingHost::answer(const PagingRequest& request, PagingReply& reply) {
@@ -83,6 +87,12 @@ Result<void> PagingHost::start(const PagingRequest& request) {
     return Error{"cannot create " + marker + ": " + std::strerror(errno)};
   }
   marked_ = true;
+  auto guard = KeeperGuard::start(ram_.shards(), pid_);
+  if (!guard) {
+    unmark();
+    return guard.error();
+  }
+  guard_ = std::move(*guard);
   paging_ = std::move(*paging);
   source_.use(&paging_->pager());
   return {};

@@ -1,12 +1,14 @@
 // PagingHost: the keeper's side of paging. It owns a VM's Paging, answers requests about it, and
 // keeps a marker beside the keeper's socket for as long as frames may be paged out: whoever thinks
-// of killing a keeper looks for it first, since paged-out content would die with it. One thread,
-// but for the PageSource.
+// of killing a keeper looks for it first, since paged-out content would die with it. A guard stops
+// the VM if the keeper dies all the same. One thread, but for the PageSource.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "uffd/pager/keeper_guard.h"
 #include "uffd/pager/paging.h"
 #include "uffd/pager/paging_protocol.h"
 
@@ -19,7 +21,7 @@ class PagingHost {
       : ram_(ram), pid_(pid), socket_(std::move(socket)) {}
   PagingHost(const PagingHost&) = delete;
   PagingHost& operator=(const PagingHost&) = delete;
-  /// Removes the marker.
+  /// Removes the marker and dismisses the guard: the VM is gone, or all is back.
   ~PagingHost();
 
   /// For the fault engine; must be destroyed after it.
@@ -40,6 +42,7 @@ class PagingHost {
   pid_t pid_;
   std::string socket_;
   bool marked_ = false;
+  std::optional<KeeperGuard> guard_;
   PagingSource source_;
   std::unique_ptr<Paging> paging_;
 };
