@@ -136,15 +136,6 @@ TEST(Wire, ErrorTextIsCutAndMadePrintable) {
   EXPECT_EQ(std::get<ErrorMessage>(round_trip(ErrorMessage{}).message).text, "");
 }
 
-TEST(Wire, CacheOrderRoundTripAndLaterModesAreSkipped) {
-  for (std::uint32_t mode = 0; mode <= static_cast<std::uint32_t>(kLastCacheMode); ++mode) {
-    const CacheOrder order{static_cast<CacheMode>(mode)};
-    EXPECT_EQ(std::get<CacheOrder>(round_trip(order).message).mode, order.mode);
-  }
-  EXPECT_TRUE(std::holds_alternative<Unknown>(
-      round_trip(CacheOrder{static_cast<CacheMode>(1000)}).message));
-}
-
 TEST(Wire, EncodeAppends) {
   std::vector<std::byte> bytes(3);
   encode(header(), Purge{}, bytes);
