@@ -4,22 +4,17 @@
 #include <cmath>
 
 namespace fileballoon {
-namespace {
-
-constexpr unsigned kMaxCaution =
-    static_cast<unsigned>(CachePace::kLastBrake / CachePace::kFirstBrake);
-
-}  // namespace
-
 void CachePace::evicted(std::uint64_t pages) { recent_evicted_ += static_cast<double>(pages); }
 
 void CachePace::brake(State why, Clock::time_point now) {
   state_ = why;
   ++brakes_;
-  brake_end_ = now + kFirstBrake * caution_;
-  caution_ = std::min(caution_ * 2, kMaxCaution);
-  // Trust comes back as slowly as the harm was great: one halving for each calm brake's length.
-  relax_at_ = brake_end_ + kFirstBrake * caution_;
+  brake_end_ = now + kBrake;
+  if (why == State::refaulting) {
+    // The pages were hot: older ones next time. A stall does not say that.
+    caution_ = std::min(caution_ * 2, kMostCaution);
+  }
+  relax_at_ = brake_end_ + kCalm * caution_;
   step_ = kFirstStep;
   recent_evicted_ = 0;
   recent_refaulted_ = 0;
@@ -59,7 +54,7 @@ void CachePace::look(const Sample& sample) {
     brake(State::refaulting, sample.at);
     return;
   }
-  if (stall_share_ >= kStallShare) {
+  if (stall_share_ >= kStallShare && recent_evicted_ >= static_cast<double>(kRefaultNoise)) {
     brake(State::stalling, sample.at);
     return;
   }
@@ -67,7 +62,7 @@ void CachePace::look(const Sample& sample) {
   step_ = std::min(step_ * kGrowth, kLastStep);
   if (caution_ > 1 && sample.at >= relax_at_) {
     caution_ /= 2;
-    relax_at_ = sample.at + kFirstBrake * caution_;
+    relax_at_ = sample.at + kCalm * caution_;
   }
 }
 

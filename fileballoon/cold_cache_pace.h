@@ -16,22 +16,27 @@ class CachePace {
 
   /// A first bite: 1 MiB costs a workload that wanted it back about a millisecond of disk.
   static constexpr std::uint64_t kFirstStep = 256;
-  /// 64 MiB: 5 of them a second is more than the balloon can inflate.
-  static constexpr std::uint64_t kLastStep = 16384;
-  /// The step grows by this factor with each look that finds no harm: from first to last in 3.
-  static constexpr std::uint64_t kGrowth = 4;
+  /// 16 MiB, 80 MiB in a second: what is hot behind what was cold is noticed before much of it went.
+  static constexpr std::uint64_t kLastStep = 4096;
+  /// The step grows by this factor with each look that finds no harm. A workload that passes over
+  /// its files twice a second shows after two or three looks that they were hot: 7 MiB by then.
+  static constexpr std::uint64_t kGrowth = 2;
   /// Refaults this soon after an eviction are blamed on it (time constant of the forgetting).
   static constexpr std::chrono::milliseconds kBlame{4000};
   /// Harm: this many pages back (one batch of the kernel's reclaim is 64; fewer are chance) ...
   static constexpr std::uint64_t kRefaultNoise = 128;
   /// ... that are also this share of what was evicted (one in 16).
   static constexpr std::uint64_t kRefaultShare = 16;
-  /// Harm: tasks stalled for this share of the time. Senpai's default, 10 ms in 6 s, is 0.17 %, for
+  /// Harm: tasks stalled for this share of the time, after something was evicted (a guest that
+  /// grows into the balloon stalls too, and cold cache that goes then helps it). Senpai's default, 10 ms in 6 s, is 0.17 %, for
   /// one cgroup; a whole guest stalls a little by itself when it starts something big.
   static constexpr double kStallShare = 0.005;
-  /// How long nothing is taken after the first harm; doubles with each further one.
-  static constexpr std::chrono::milliseconds kFirstBrake{1000};
-  static constexpr std::chrono::milliseconds kLastBrake{32000};
+  /// How long nothing is taken after harm.
+  static constexpr std::chrono::milliseconds kBrake{1000};
+  /// The caution doubles with each harm by refaults up to this.
+  static constexpr unsigned kMostCaution = 8;
+  /// Calm for so long, times the caution, before the caution is halved.
+  static constexpr std::chrono::milliseconds kCalm{5000};
 
   enum class State {
     free,        ///< eviction may go on
@@ -47,6 +52,11 @@ class CachePace {
 
   /// To be called before each decision; counters that run backwards start anew.
   void look(const Sample& sample);
+  /// The guest's working set has shrunk: what was hot may be cold now.
+  void forgive() { caution_ = 1; }
+  /// Other pages than before come next (a generation that was closed later): begin with a first
+  /// bite.
+  void start_small() { step_ = kFirstStep; }
   /// `pages` have been evicted since the last look.
   void evicted(std::uint64_t pages);
 

@@ -1,6 +1,7 @@
 #include "guest-fs/reclaim/cold_cache.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace fileballoon::guest {
 
@@ -68,6 +69,12 @@ ColdCache::Clock::time_point ColdCache::tick(const BalloonView& balloon, Clock::
     return Clock::time_point::max();
   }
   numbers_ = kernel_.numbers();
+  if (numbers_.anonymous + kReleased <= anonymous_) {
+    pace_.forgive();
+    rest_ = 1;
+    anonymous_ = numbers_.anonymous;
+  }
+  anonymous_ = std::max(anonymous_, numbers_.anonymous);
   if (mode_ == CacheMode::epoch) {
     return epoch(now);
   }
@@ -200,6 +207,7 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
         return patience == Clock::duration::max() ? Clock::time_point::max() : decision.due;
       case Step::done:
         state.pending = false;
+        state.evicting = false;
         continue;
       case Step::age:
         if (kernel_.age(list, decision.generation) != 0) {
@@ -209,6 +217,10 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
         continue;
       case Step::evict:
         state_ = CacheState::evicting;
+        if (!std::exchange(state.evicting, true)) {
+          pace_.start_small();
+          allowance = std::min(allowance, CachePace::kFirstStep);
+        }
         if (allowance > 0) {
           const std::uint64_t taken = count(kernel_.evict(list, decision.generation, allowance));
           state.turn.evicted(taken);

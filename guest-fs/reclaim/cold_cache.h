@@ -59,11 +59,11 @@ class ColdCache {
   /// How long closed pages wait before they count as cold. The kernel protects pages that were read
   /// five times between two looks, so shorter would evict what is read twice a second; longer would
   /// miss the goal that a smaller working set shows on the host within 5 s.
-  static constexpr std::chrono::milliseconds kPatience{1000};
+  static constexpr std::chrono::milliseconds kPatience{1500};
   /// When a full balloon waits for memory, unmapped cache need not be cold, only not in use now.
   static constexpr std::chrono::milliseconds kShortPatience{250};
   /// Between two pieces of work: time for refaults to show.
-  static constexpr std::chrono::milliseconds kWorkTick{250};
+  static constexpr std::chrono::milliseconds kWorkTick{200};
   /// The host's epochs are orders: smaller pieces, no pauses.
   static constexpr std::chrono::milliseconds kEpochTick{50};
   static constexpr std::uint64_t kEpochStep = 4096;
@@ -75,6 +75,9 @@ class ColdCache {
   static constexpr std::uint64_t kLeastUnmapped = 4096;
   /// unmapped-first: free memory within this of the reserve is short.
   static constexpr Bytes kShort = Bytes::mib(16);
+  /// Anonymous memory that the guest gives up between two looks and that ends all caution: 16 MiB.
+  /// A program that frees memory, or ends, has likely stopped using files too.
+  static constexpr std::uint64_t kReleased = 4096;
   /// Without generations a step is at most this share of the cache in a tick of a second.
   static constexpr std::uint64_t kStepShare = 64;
   static constexpr std::chrono::milliseconds kStepTick{1000};
@@ -97,7 +100,8 @@ class ColdCache {
  private:
   struct ListState {
     GenerationTurn turn;
-    bool pending = false;  ///< epoch: a turn has been ordered
+    bool pending = false;   ///< epoch: a turn has been ordered
+    bool evicting = false;  ///< the closed generation has been bitten
   };
   using ListKey = std::pair<std::uint64_t, unsigned>;
 
@@ -124,6 +128,7 @@ class ColdCache {
   EpochClock epochs_;
   std::map<ListKey, ListState> lists_;
   CacheNumbers numbers_;
+  std::uint64_t anonymous_ = 0;  // the most since the last release
   ColdCacheStats stats_;
   CacheState state_ = CacheState::off;
 

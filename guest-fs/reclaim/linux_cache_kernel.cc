@@ -70,6 +70,8 @@ CacheNumbers parse_cache_numbers(std::string_view vmstat, std::string_view press
       numbers.refaulted = value;
     } else if (key == "nr_active_file" || key == "nr_inactive_file") {
       numbers.file += value;
+    } else if (key == "nr_anon_pages") {
+      numbers.anonymous = value;
     } else if (key == "nr_mapped") {
       numbers.mapped = value;
     } else if (key == "nr_dirty" || key == "nr_writeback") {

@@ -19,6 +19,8 @@ using std::chrono::seconds;
 /// it.
 class SimulatedKernel final : public CacheKernel {
  public:
+  SimulatedKernel() { numbers_.stalled = std::chrono::microseconds(0); }
+
   struct Page {
     std::uint64_t generation;
     std::uint64_t index;
@@ -108,7 +110,7 @@ class SimulatedKernel final : public CacheKernel {
   }
 
   ReclaimFeatures features_;
-  CacheNumbers numbers_{0, 0, std::chrono::microseconds(0), 0, 0, 0, 0};
+  CacheNumbers numbers_;
   std::uint64_t balloon_pages_ = 0;
   std::uint64_t stuck_ = 0;    ///< dirty pages of each generation
   std::uint64_t largest_ = 0;  ///< the most one command took
@@ -183,7 +185,7 @@ TEST_F(Engine, ProactiveLeavesWhatIsInUse) {
 TEST_F(Engine, ProactiveStopsWhenWhatItTookIsReadAgain) {
   ColdCache cache(kernel_, CacheMode::proactive);
   kernel_.read(50'000);
-  run(cache, milliseconds(1100));
+  run(cache, milliseconds(1600));
   const std::uint64_t first_bite = cache.stats().evicted_pages;
   ASSERT_GT(first_bite, 0U);
   kernel_.numbers_.refaulted += first_bite;
@@ -195,10 +197,26 @@ TEST_F(Engine, ProactiveStopsWhenWhatItTookIsReadAgain) {
   EXPECT_EQ(kernel_.pages(), left);
 }
 
+TEST_F(Engine, AGuestThatReleasesMemoryEndsTheCaution) {
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.numbers_.anonymous = 100'000;
+  kernel_.read(50'000);
+  for (int i = 0; i < 4; ++i) {  // harm after harm: pages wait longer and longer
+    const std::uint64_t before = cache.stats().evicted_pages;
+    while (cache.stats().evicted_pages == before) run(cache, milliseconds(200));
+    kernel_.numbers_.refaulted += cache.stats().evicted_pages - before;
+    run(cache, milliseconds(1500));
+  }
+  ASSERT_GE(cache.stats().brakes, 3U);
+  kernel_.numbers_.anonymous = 50'000;
+  run(cache, seconds(12));
+  EXPECT_EQ(kernel_.pages(), 0U);
+}
+
 TEST_F(Engine, ProactiveStopsWhenTasksStall) {
   ColdCache cache(kernel_, CacheMode::proactive);
   kernel_.read(50'000);
-  run(cache, milliseconds(1500));
+  run(cache, milliseconds(1800));
   kernel_.numbers_.stalled = *kernel_.numbers_.stalled + milliseconds(100);
   (void)cache.tick(balloon_, now_ += milliseconds(250));
   EXPECT_EQ(cache.stats().state, CacheState::stalling);

@@ -124,14 +124,14 @@ TEST_F(Pace, BrakesWhenWhatWasTakenComesBack) {
   look(milliseconds(250), 8000);
   EXPECT_EQ(pace_.state(), CachePace::State::refaulting);
   EXPECT_EQ(pace_.allowance(), 0U);
-  EXPECT_EQ(pace_.brake_end() - now_, CachePace::kFirstBrake);
+  EXPECT_EQ(pace_.brake_end() - now_, CachePace::kBrake);
   EXPECT_EQ(pace_.caution(), 2U);
 }
 
 TEST_F(Pace, AfterABrakeItBeginsWithAFirstBite) {
   run_freely(6);
   look(milliseconds(250), 8000);
-  look(CachePace::kFirstBrake);
+  look(CachePace::kBrake);
   EXPECT_EQ(pace_.allowance(), CachePace::kFirstStep);
 }
 
@@ -145,24 +145,26 @@ TEST_F(Pace, RefaultsDuringABrakeAreNotPunishedTwice) {
   EXPECT_EQ(pace_.state(), CachePace::State::free);
 }
 
-TEST_F(Pace, EachFurtherHarmBrakesTwiceAsLongUpToABound) {
-  auto expected = CachePace::kFirstBrake;
+TEST_F(Pace, EachFurtherHarmDoublesTheCautionUpToABound) {
   look(milliseconds(0));
+  unsigned expected = 1;
   for (int i = 0; i < 10; ++i) {
     pace_.evicted(CachePace::kFirstStep);
     look(milliseconds(100), CachePace::kFirstStep);
-    ASSERT_NE(pace_.state(), CachePace::State::free);
-    EXPECT_EQ(pace_.brake_end() - now_, expected);
-    expected = std::min(expected * 2, CachePace::kLastBrake);
+    ASSERT_EQ(pace_.state(), CachePace::State::refaulting);
+    expected = std::min(expected * 2, CachePace::kMostCaution);
+    EXPECT_EQ(pace_.caution(), expected);
     look(std::chrono::duration_cast<milliseconds>(pace_.brake_end() - now_));
   }
+  pace_.forgive();
+  EXPECT_EQ(pace_.caution(), 1U);
 }
 
 TEST_F(Pace, CautionFadesWhenCalmLasts) {
   run_freely(6);
   look(milliseconds(250), 8000);
   ASSERT_EQ(pace_.caution(), 2U);
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < 30; ++i) {
     look(milliseconds(500));
   }
   EXPECT_EQ(pace_.caution(), 1U);
@@ -188,6 +190,20 @@ TEST_F(Pace, BrakesWhenTasksStallForMemory) {
   run_freely(6);
   look(milliseconds(500), 0, milliseconds(100));
   EXPECT_EQ(pace_.state(), CachePace::State::stalling);
+}
+
+TEST_F(Pace, AGuestThatStallsThoughNothingWasTakenIsNotHarmedByUs) {
+  look(milliseconds(0));
+  for (int i = 0; i < 20; ++i) {
+    look(milliseconds(500), 0, milliseconds(100));
+  }
+  EXPECT_EQ(pace_.brakes(), 0U);
+}
+
+TEST_F(Pace, AStallDoesNotMakeColdPagesWaitLonger) {
+  run_freely(6);
+  look(milliseconds(500), 0, milliseconds(100));
+  EXPECT_EQ(pace_.caution(), 1U);
 }
 
 TEST_F(Pace, AStallOfAMillisecondInASecondIsNone) {
