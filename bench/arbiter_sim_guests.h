@@ -36,7 +36,7 @@ struct GuestFleet {
   [[nodiscard]] std::size_t size() const { return settings.size(); }
 };
 
-// The physics, in bytes a second: what one guest was seen to do under TCG and natively, rounded.
+// The physics, in bytes a second: rounded assumptions about one guest, not measurements.
 inline constexpr double kFillRate = 1.0 * (1ULL << 30);       ///< touching new memory
 inline constexpr double kInflateRate = 300.0 * (1ULL << 20);  ///< giving by will
 inline constexpr double kPageOutRate = 200.0 * (1ULL << 20);  ///< giving by force
