@@ -1,6 +1,7 @@
 #include "guest-fs/balloon_file.h"
 
 #include <fcntl.h>
+#include <linux/mount.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <optional>
 #include <system_error>
 
@@ -35,8 +37,8 @@ struct Cachestat {
 #define POSIX_FADV_NOREUSE 5
 #endif
 
-/// Read-ahead of one batch: 256 pages is what one FUSE READ carries at most (Linux 4.20 to 6.18).
-void raise_read_ahead(int fd) {
+/// What files that are opened from now on read ahead, in KiB.
+void set_read_ahead(int fd, const char* kib) {
   struct stat status {};
   if (::fstat(fd, &status) != 0) {
     return;
@@ -44,15 +46,15 @@ void raise_read_ahead(int fd) {
   const std::string path = "/sys/class/bdi/" + std::to_string(major(status.st_dev)) + ":" +
                            std::to_string(minor(status.st_dev)) + "/read_ahead_kb";
   const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  if (!file.is_open() || ::write(file.get(), "1024", 4) != 4) {
-    log_warning("cannot raise " + path + " to 1024; inflation will be slower (is /sys mounted?)");
+  if (!file.is_open() || ::write(file.get(), kib, std::strlen(kib)) < 0) {
+    log_warning("cannot set " + path + " to " + kib + " (is /sys mounted?)");
   }
 }
 
-UniqueFd open_balloon(const std::string& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+UniqueFd open_balloon(int mount_fd) {
+  UniqueFd fd(::openat(mount_fd, "balloon", O_RDONLY | O_CLOEXEC));
   if (!fd.is_open()) {
-    throw std::system_error(errno, std::generic_category(), "open " + path);
+    throw std::system_error(errno, std::generic_category(), "open the balloon file");
   }
   return fd;
 }
@@ -83,16 +85,22 @@ std::uint64_t count_by_mincore(int fd, Extent extent) {
 }  // namespace
 
 BalloonFile::BalloonFile(const std::string& mount_point) {
-  const std::string path = mount_point + "/balloon";
-  {
-    // The open file takes its read-ahead size when it is opened, so the mount's comes first.
-    const UniqueFd mount_fd(::open(mount_point.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!mount_fd.is_open()) {
-      throw std::system_error(errno, std::generic_category(), "open " + mount_point);
-    }
-    raise_read_ahead(mount_fd.get());
+  // Opened through a detached copy of the mount, so that the agent itself does not keep anybody
+  // from unmounting it (open_tree(2), Linux 5.2).
+  UniqueFd mount_fd(static_cast<int>(::syscall(SYS_open_tree, AT_FDCWD, mount_point.c_str(),
+                                               OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
+  if (!mount_fd.is_open()) {
+    mount_fd.reset(::open(mount_point.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   }
-  fd_ = open_balloon(path);
+  if (!mount_fd.is_open()) {
+    throw std::system_error(errno, std::generic_category(), "open " + mount_point);
+  }
+  // An open file takes its read-ahead from the mount when it is opened. 256 pages is what one FUSE
+  // READ carries at most (Linux 4.20 to 6.18).
+  set_read_ahead(mount_fd.get(), "1024");
+  fill_fd_ = open_balloon(mount_fd.get());
+  set_read_ahead(mount_fd.get(), "0");
+  fd_ = open_balloon(mount_fd.get());
   // Mappings of a no-reuse file do not count as use: pages are not activated when they are unmapped
   // (vma_has_recency(), Linux 6.3). Older kernels ignore it; place_for_reclaim() still deactivates.
   ::posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_NOREUSE);
@@ -105,7 +113,7 @@ BalloonFile::BalloonFile(const std::string& mount_point) {
 }
 
 void BalloonFile::prefetch(Extent extent) const {
-  ::posix_fadvise(fd_.get(), static_cast<off_t>(extent.first.byte_offset()),
+  ::posix_fadvise(fill_fd_.get(), static_cast<off_t>(extent.first.byte_offset()),
                   static_cast<off_t>(extent.size().count()), POSIX_FADV_WILLNEED);
 }
 

@@ -23,9 +23,11 @@ class BalloonFile {
   /// Throws std::system_error.
   explicit BalloonFile(const std::string& mount_point);
 
+  /// To map and to splice from: without read-ahead, so that a page which is missing is read alone.
+  /// Pages that the kernel read by itself would be in the cache without the host knowing of them.
   [[nodiscard]] int fd() const { return fd_.get(); }
 
-  /// Starts filling `extent` and returns while the file system is still answering.
+  /// Starts filling `extent` by read-ahead and returns while the file system is still answering.
   void prefetch(Extent extent) const;
   /// Balloon pages in the page cache, counted by the kernel.
   [[nodiscard]] std::uint64_t resident(Extent extent) const;
@@ -38,6 +40,7 @@ class BalloonFile {
 
  private:
   UniqueFd fd_;
+  UniqueFd fill_fd_;  // with read-ahead
   bool has_cachestat_ = true;
 };
 

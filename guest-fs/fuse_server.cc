@@ -76,10 +76,10 @@ void on_init(void* user, fuse_conn_info* connection) {
   connection->want &= ~static_cast<unsigned>(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ |
                                              FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
   connection->want |= connection->capable & FUSE_CAP_EXPLICIT_INVAL_DATA;
-  // With the writeback cache the kernel takes a short READ for a hole and fills the page with zeros
-  // itself (fuse_copy_page() with page_zeroing, fuse_short_read(); Linux 3.15 to 6.18): an empty
-  // reply is then a reply of zeros that nobody copies. Nothing in the mount is written through the
-  // cache, so the flag changes nothing else.
+  // With the writeback cache the kernel takes a short READ for a hole and
+  // fills the page with zeros itself (fuse_copy_page() with page_zeroing, fuse_short_read();
+  // Linux 3.15 to 6.18): an empty reply is then a reply of zeros that nobody copies. Nothing in the
+  // mount is written through the cache, so the flag changes nothing else.
   if ((connection->capable & FUSE_CAP_WRITEBACK_CACHE) != 0 && !server.config().copy_zeros) {
     connection->want |= FUSE_CAP_WRITEBACK_CACHE;
     server.empty_reply_is_zeros = true;

@@ -53,7 +53,7 @@ class FuseServer {
   [[nodiscard]] const FuseServerConfig& config() const { return config_; }
   [[nodiscard]] SharedBlock& shared() { return shared_; }
   [[nodiscard]] pid_t inflater() const { return inflater_; }
-  /// Set from the kernel's answer to INIT: an empty READ reply is a reply of zeros.
+  /// Set in INIT: an empty READ reply is a reply of zeros.
   std::atomic<bool> empty_reply_is_zeros{false};
 
  private:

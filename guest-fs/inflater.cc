@@ -3,12 +3,15 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <system_error>
+#include <utility>
 
 #include "guest-fs/guest_memory.h"
 #include "guest-fs/log.h"
@@ -25,6 +28,8 @@ using std::chrono::seconds;
 constexpr std::uint64_t kControlTag = 1;
 constexpr std::uint64_t kLinkTag = 2;
 constexpr std::uint64_t kCacheTag = 3;
+constexpr std::uint64_t kFilledTag = 4;
+constexpr std::uint64_t kDeathTag = 5;
 
 /// The one wake-up a second at rest.
 constexpr seconds kTick{1};
@@ -40,17 +45,26 @@ constexpr milliseconds kProbeEvery{50};
 constexpr std::uint64_t kProbePages = 2048;
 /// One step of a deflation, so that the loop still serves its channel.
 constexpr std::uint64_t kDropStep = 8192;
+/// CPU time in a tick that makes a guest busy.
+constexpr double kBusySeconds = 0.1;
+/// Placing takes at most one part in five of a CPU.
+constexpr int kPlaceRest = 4;
 /// After a batch failed here (no memory, no frame number), before the next try.
 constexpr seconds kFailurePause{1};
 
-UniqueFd make_epoll(int control_fd) {
+UniqueFd make_epoll(int control_fd, const ReadAhead& read_ahead) {
   UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
-  epoll_event event{};
-  event.events = EPOLLIN | EPOLLRDHUP;
-  event.data.u64 = kControlTag;
-  if (!epoll.is_open() || ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, control_fd, &event) != 0) {
-    throw std::system_error(errno, std::generic_category(), "epoll");
-  }
+  const auto add = [&epoll](int fd, std::uint32_t events, std::uint64_t tag) {
+    epoll_event event{};
+    event.events = events;
+    event.data.u64 = tag;
+    if (!epoll.is_open() || ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+      throw std::system_error(errno, std::generic_category(), "epoll");
+    }
+  };
+  add(control_fd, EPOLLIN | EPOLLRDHUP, kControlTag);
+  add(read_ahead.fd(), EPOLLIN, kFilledTag);
+  add(read_ahead.pidfd(), EPOLLIN, kDeathTag);
   return epoll;
 }
 
@@ -88,21 +102,20 @@ wire::Hello make_hello(const InflaterConfig& config) {
 
 }  // namespace
 
-Inflater::Inflater(InflaterConfig config, SharedBlock& shared, UniqueFd control_fd)
+Inflater::Inflater(InflaterConfig config, SharedBlock& shared, int control_fd)
     : config_(std::move(config)),
       shared_(shared),
-      control_fd_(std::move(control_fd)),
-      epoll_(make_epoll(control_fd_.get())),
+      control_fd_(control_fd),
+      cache_kernel_(std::make_unique<LinuxCacheKernel>()),
       file_(config_.mount_point),
-      lookup_(FrameLookup::open().value()),
-      pipeline_(file_, lookup_),
+      pipeline_(file_),
+      placer_(file_),
+      epoll_(make_epoll(control_fd_, pipeline_.read_ahead())),
       floor_(file_, config_.ram),
       growth_(Pipeline::kBatchPages),
       link_(config_.channel, make_hello(config_), *this, epoll_.get(), kLinkTag),
       cache_progress_(make_progress_event(epoll_.get())),
-      // Before the first balloon page is read: LinuxCacheKernel moves this process to a memory
-      // cgroup of its own, and a page stays charged to the cgroup it was read in.
-      cache_(std::make_unique<LinuxCacheKernel>(), config_.cache,
+      cache_(std::move(cache_kernel_), config_.cache,
              [fd = cache_progress_.get()] { ::eventfd_write(fd, 1); }) {
   scratch_.reserve(64);
   say_cache_note();
@@ -121,10 +134,14 @@ Inflater::End Inflater::run() {
     const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
                                    more ? 0 : wait_ms(Clock::now()));
     for (int i = 0; i < count; ++i) {
-      if (events.at(static_cast<std::size_t>(i)).data.u64 == kControlTag) {
+      const std::uint64_t tag = events.at(static_cast<std::size_t>(i)).data.u64;
+      if (tag == kControlTag) {
         if (const auto end = read_control()) {
           return *end;
         }
+      } else if (tag == kDeathTag) {
+        log_error("the read-ahead process died");
+        return End::file_failed;
       }
     }
   }
@@ -132,7 +149,7 @@ Inflater::End Inflater::run() {
 
 std::optional<Inflater::End> Inflater::read_control() {
   std::array<char, 64> bytes;
-  const ssize_t got = ::recv(control_fd_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
+  const ssize_t got = ::recv(control_fd_, bytes.data(), bytes.size(), MSG_DONTWAIT);
   if (got > 0) {
     const std::span<const char> said(bytes.data(), static_cast<std::size_t>(got));
     if (std::find(said.begin(), said.end(), 's') != said.end()) {
@@ -151,6 +168,9 @@ int Inflater::wait_ms(Clock::time_point now) const {
   if (const auto deadline = link_.deadline()) {
     until = std::min(until, *deadline);
   }
+  if (!placer_.is_idle() && pipeline_.in_flight_pages() == 0) {
+    until = std::min(until, next_place_);
+  }
   if (decision_.reason == GrowthReason::backing_off) {
     until = std::min(until, decided_at_ + decision_.wait);
   }
@@ -165,11 +185,14 @@ bool Inflater::step(Clock::time_point now) {
   link_.service(now);
   refresh_memory(now);
   const Limits limits = shared_.limits();
+  pipeline_.collect();
   bool more = follow_limits(limits);
   more |= grow(limits, now);
   more |= tell();
   const bool growing = decision_.reason == GrowthReason::growing;
-  settle(/*all=*/!growing && pipeline_.in_flight_pages() == 0);
+  if (!growing && pipeline_.in_flight_pages() == 0) {
+    place(now);
+  }
   look_around(now, growing);
   feed_cache(now);
   send_stats(now);
@@ -178,11 +201,10 @@ bool Inflater::step(Clock::time_point now) {
   return more && !file_failed_;
 }
 
-// ------------------------------------------------------------------------------- growing,
-// shrinking
+// ---------------------------------------------------------------------------- growing, shrinking
 
 std::uint64_t Inflater::resident_pages() const {
-  return evictable_pages_ + floor_.pages() + pipeline_.held_pages();
+  return evictable_pages_ + floor_.pages() + pipeline_.in_flight_pages();
 }
 
 std::uint64_t Inflater::missing_floor(const Limits& limits) const {
@@ -210,9 +232,6 @@ bool Inflater::follow_limits(const Limits& limits) {
   }
   if (above == 0) {
     return false;
-  }
-  if (evictable_pages_ < above) {
-    settle(/*all=*/true);
   }
   const std::uint64_t gone = drop_evictable(std::min(above, kDropStep));
   stats_.dropped_pages += gone;
@@ -290,18 +309,15 @@ bool Inflater::tell() {
   return false;
 }
 
-void Inflater::settle(bool all) {
-  scratch_.clear();
-  const std::uint64_t rejected = pipeline_.release_acked(all, scratch_);
-  for (const Extent& extent : scratch_) {
-    evictable_.push_back(extent);
-    evictable_pages_ += extent.count;
+void Inflater::place(Clock::time_point now) {
+  if (!placer_.is_idle() && now >= next_place_) {
+    placer_.place_some();
+    const auto end = Clock::now();
+    next_place_ = end + (end - now) * kPlaceRest;
   }
-  evictable_pages_ -= std::min(evictable_pages_, rejected);
 }
 
-// ------------------------------------------------------------------------------------ what is
-// there
+// --------------------------------------------------------------------------------- what is there
 
 void Inflater::look_around(Clock::time_point now, bool growing) {
   if (growing && now >= next_probe_) {
@@ -359,7 +375,14 @@ void Inflater::refresh_memory(Clock::time_point now) {
 void Inflater::feed_cache(Clock::time_point now) {
   if (now >= next_activity_) {
     next_activity_ = now + kTick;
-    activity_ = parse_cache_numbers(read_file("/proc/vmstat"), "").activity;
+    // A guest that computes over what it has cached shows neither faults nor reads.
+    double up = 0;
+    double idle = 0;
+    (void)std::sscanf(read_file("/proc/uptime").c_str(), "%lf %lf", &up, &idle);
+    const double cpus = static_cast<double>(::sysconf(_SC_NPROCESSORS_ONLN));
+    const double busy = (cpus * up - idle) - std::exchange(busy_s_, cpus * up - idle);
+    busy_activity_ += busy > kBusySeconds ? ColdCacheThread::kActive : 0;
+    activity_ = parse_cache_numbers(read_file("/proc/vmstat"), "").activity + busy_activity_;
   }
   cache_.update({Bytes::pages(resident_pages()), shared_.limits().target, Bytes(stats_.free_bytes),
                  reserve_, link_.is_established()},
@@ -451,8 +474,7 @@ void Inflater::send_stats(Clock::time_point now) {
   }
 }
 
-// -------------------------------------------------------------------------------- what the host
-// says
+// ----------------------------------------------------------------------------- what the host says
 
 void Inflater::on_session_start() {
   last_sent_.values.clear();
@@ -509,15 +531,20 @@ void Inflater::on_ack(const wire::Ack& ack) {
   if (batch->for_floor && batch->rejected.none()) {
     const int error = floor_.add(batch->extent, batch->frames);
     if (error == 0) {
-      pipeline_.release(*batch);
+      static_cast<void>(pipeline_.release(*batch));
       return;
     }
     log_warning("cannot lock floor pages: " + std::string(std::strerror(error)) +
                 "; they stay evictable (raise RLIMIT_MEMLOCK, or lower the floor)");
     quiet_until_ = Clock::now() + kFailurePause;
   }
-  batch->for_floor = false;
-  pipeline_.mark_acked(*batch);
+  const Extent extent = batch->extent;
+  const std::uint64_t rejected = pipeline_.release(*batch);
+  evictable_.push_back(extent);
+  evictable_pages_ += extent.count - rejected;
+  if (rejected == 0) {
+    placer_.add(extent);
+  }
 }
 
 void Inflater::on_purge(const wire::Purge& purge) {

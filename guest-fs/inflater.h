@@ -6,18 +6,21 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "fileballoon/growth.h"
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/extent.h"
-#include "guest-fs/frame_lookup.h"
 #include "guest-fs/host_link.h"
 #include "guest-fs/locked_floor.h"
 #include "guest-fs/pipeline.h"
+#include "guest-fs/placer.h"
 #include "guest-fs/reclaim/cold_cache_thread.h"
+#include "guest-fs/reclaim/linux_cache_kernel.h"
 #include "guest-fs/shared_block.h"
 
 namespace fileballoon::guest {
@@ -34,9 +37,10 @@ class Inflater final : private HostLink::Handler {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// `control_fd`: the supervisor's socket; a byte on it wakes the loop, its end stops it.
-  /// Throws std::system_error or std::runtime_error saying what is missing.
-  Inflater(InflaterConfig config, SharedBlock& shared, UniqueFd control_fd);
+  /// `control_fd`: the supervisor's socket; a byte on it wakes the loop, its end stops it. `store`
+  /// is handed to the fillers and closed here. Throws std::system_error or std::runtime_error
+  /// saying what is missing.
+  Inflater(InflaterConfig config, SharedBlock& shared, int control_fd);
 
   enum class End {
     stopped,      ///< the supervisor said so
@@ -45,7 +49,6 @@ class Inflater final : private HostLink::Handler {
   };
   /// Runs until one of these.
   [[nodiscard]] End run();
-  [[nodiscard]] int control_fd() const { return control_fd_.get(); }
 
  private:
   void on_session_start() override;
@@ -60,7 +63,7 @@ class Inflater final : private HostLink::Handler {
   [[nodiscard]] bool follow_limits(const Limits& limits);
   [[nodiscard]] bool grow(const Limits& limits, Clock::time_point now);
   [[nodiscard]] bool tell();
-  void settle(bool all);
+  void place(Clock::time_point now);
   std::uint64_t drop_evictable(std::uint64_t pages);
   void look_around(Clock::time_point now, bool growing);
   void count_residency(Clock::time_point now);
@@ -76,11 +79,14 @@ class Inflater final : private HostLink::Handler {
 
   InflaterConfig config_;
   SharedBlock& shared_;
-  UniqueFd control_fd_;
-  UniqueFd epoll_;
+  int control_fd_;
+  // Before the read-ahead process is started: LinuxCacheKernel moves this process to a memory
+  // cgroup of its own, and a page stays charged to the cgroup it was made in.
+  std::unique_ptr<LinuxCacheKernel> cache_kernel_;
   BalloonFile file_;
-  FrameLookup lookup_;
   Pipeline pipeline_;
+  Placer placer_;
+  UniqueFd epoll_;
   LockedFloor floor_;
   Growth growth_;
   HostLink link_;
@@ -100,12 +106,15 @@ class Inflater final : private HostLink::Handler {
   Clock::time_point next_probe_{};
   Clock::time_point next_memory_{};
   Clock::time_point next_stats_{};
+  Clock::time_point next_place_{};
   Clock::time_point next_tick_{};
   Bytes reserve_;
   wire::Stats last_sent_;
 
   Clock::time_point next_activity_{};
   std::uint64_t activity_ = 0;
+  std::uint64_t busy_activity_ = 0;
+  double busy_s_ = 0;
   std::string said_note_;
   UniqueFd cache_progress_;  // an eventfd: memory was freed, look again
   ColdCacheThread cache_;    // last: its thread uses what is above

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <system_error>
 
 namespace fileballoon::guest {
@@ -89,13 +90,8 @@ void PinPipe::release() {
       if (bytes < 0 && errno == EINTR) {
         continue;
       }
-      // Cannot happen with a pipe that holds pages; a new pipe lets go of them in any case.
-      auto ends = make_pipe();
-      read_end_ = std::move(ends[0]);
-      write_end_ = std::move(ends[1]);
-      ::fcntl(write_end_.get(), F_SETPIPE_SZ, static_cast<int>(kCapacity * kPageSize));
-      pinned_ = 0;
-      return;
+      // A pipe that holds pages gives them; if not, only the end of the process lets go of them.
+      std::abort();
     }
     const auto pages = static_cast<std::uint64_t>(bytes) / kPageSize;
     pinned_ -= pages < pinned_ ? pages : pinned_;

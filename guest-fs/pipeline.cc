@@ -13,7 +13,8 @@ constexpr std::size_t kWindowBytes = Pipeline::kBatchPages * kPageSize;
 
 }  // namespace
 
-Pipeline::Pipeline(const BalloonFile& file, FrameLookup& lookup) : file_(file), lookup_(lookup) {
+Pipeline::Pipeline(const BalloonFile& file)
+    : file_(file), lookup_(FrameLookup::open().value()), read_ahead_(file) {
   window_ =
       ::mmap(nullptr, kWindowBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (window_ == MAP_FAILED) {
@@ -33,20 +34,12 @@ std::size_t Pipeline::count(Batch::State state) const {
       slots_.begin(), slots_.end(), [state](const auto& slot) { return slot->state == state; }));
 }
 
-std::uint64_t Pipeline::pages(Batch::State state) const {
+std::uint64_t Pipeline::in_flight_pages() const {
   std::uint64_t sum = 0;
   for (const auto& slot : slots_) {
-    sum += slot->state == state ? slot->extent.count : 0;
+    sum += slot->state != Batch::State::idle ? slot->extent.count : 0;
   }
   return sum;
-}
-
-std::uint64_t Pipeline::in_flight_pages() const {
-  return pages(Batch::State::filling) + pages(Batch::State::told);
-}
-
-std::uint64_t Pipeline::held_pages() const {
-  return in_flight_pages() + pages(Batch::State::acked);
 }
 
 std::uint64_t Pipeline::floor_pages() const {
@@ -57,37 +50,43 @@ std::uint64_t Pipeline::floor_pages() const {
   return sum;
 }
 
-bool Pipeline::is_idle() const { return count(Batch::State::idle) == slots_.size(); }
+Batch* Pipeline::oldest(Batch::State state) {
+  Batch* found = nullptr;
+  for (const auto& slot : slots_) {
+    if (slot->state == state && (found == nullptr || slot->order < found->order)) {
+      found = slot.get();
+    }
+  }
+  return found;
+}
 
 bool Pipeline::can_fill() const {
-  return count(Batch::State::filling) < kMostFilling && count(Batch::State::idle) > 0;
+  return count(Batch::State::asked) + count(Batch::State::filled) < kMostFilling &&
+         count(Batch::State::idle) > 0;
 }
 
 void Pipeline::fill(Extent extent, bool for_floor) {
-  const auto slot = std::find_if(slots_.begin(), slots_.end(), [](const auto& candidate) {
-    return candidate->state == Batch::State::idle;
-  });
-  Batch& batch = **slot;
-  batch.state = Batch::State::filling;
+  Batch& batch = *oldest(Batch::State::idle);
+  batch.state = Batch::State::asked;
   batch.extent = extent;
   batch.for_floor = for_floor;
+  batch.order = ++order_;
   batch.rejected.reset();
-  file_.prefetch(extent);
+  read_ahead_.start(extent);
 }
 
-Batch* Pipeline::next_to_tell() {
-  if (count(Batch::State::told) >= kMostTold) {
-    return nullptr;
-  }
-  Batch* oldest = nullptr;
-  for (const auto& slot : slots_) {
-    // Offsets only ever grow within the two parts of the file, and the floor goes first.
-    if (slot->state == Batch::State::filling &&
-        (oldest == nullptr || slot->extent.first < oldest->extent.first)) {
-      oldest = slot.get();
+void Pipeline::note_filled(std::size_t count) {
+  for (; count > 0; --count) {
+    if (Batch* const batch = oldest(Batch::State::asked)) {
+      batch->state = Batch::State::filled;
     }
   }
-  return oldest;
+}
+
+void Pipeline::collect() { note_filled(read_ahead_.finished()); }
+
+Batch* Pipeline::next_to_tell() {
+  return count(Batch::State::told) < kMostTold ? oldest(Batch::State::filled) : nullptr;
 }
 
 int Pipeline::pin_and_look(Batch& batch) {
@@ -102,11 +101,11 @@ int Pipeline::pin_and_look(Batch& batch) {
   // A pinned page can still be unmapped by reclaim between the pin and the look; mapping it again
   // finds the same page, since a pinned page leaves the cache for nobody.
   for (int attempt = 0; error == 0 && look == FrameLookup::Look::not_present; ++attempt) {
+    if (attempt > 10) {
+      error = EAGAIN;
+      break;
+    }
     if (attempt > 0) {
-      if (attempt > 10) {
-        error = EAGAIN;
-        break;
-      }
       error = ::madvise(window_, pages * kPageSize, MADV_POPULATE_READ) == 0 ? 0 : errno;
     }
     look = lookup_.look(window_, frames);
@@ -129,17 +128,15 @@ std::byte* Pipeline::map_window(Extent extent) {
              static_cast<off_t>(extent.first.byte_offset())) == MAP_FAILED) {
     return nullptr;
   }
-  window_mapped_ = true;
-  // No read-ahead of the kernel's own beyond the batch, should a page be missing.
-  ::madvise(window_, extent.size().count(), MADV_RANDOM);
+  window_pages_ = extent.count;
   return static_cast<std::byte*>(window_);
 }
 
 void Pipeline::unmap_window() {
-  if (window_mapped_) {
-    ::mmap(window_, kWindowBytes, PROT_NONE,
-           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    window_mapped_ = false;
+  // The mapping itself stays until the next one replaces it: one call less, no tables freed.
+  if (window_pages_ > 0) {
+    ::madvise(window_, window_pages_ * kPageSize, MADV_DONTNEED);
+    window_pages_ = 0;
   }
 }
 
@@ -157,79 +154,43 @@ Batch* Pipeline::find_told(std::uint64_t name) {
   return nullptr;
 }
 
-void Pipeline::mark_acked(Batch& batch) { batch.state = Batch::State::acked; }
-
-std::uint64_t Pipeline::release_acked(bool all, std::vector<Extent>& placed) {
-  if (pages(Batch::State::acked) < (all ? 1 : kPlaceGroup)) {
-    return 0;
-  }
-  std::array<Batch*, kSlots> group{};
-  std::size_t size = 0;
-  for (const auto& slot : slots_) {
-    if (slot->state == Batch::State::acked) {
-      group.at(size++) = slot.get();
-    }
-  }
-  std::sort(group.begin(), group.begin() + static_cast<std::ptrdiff_t>(size),
-            [](const Batch* a, const Batch* b) { return a->extent.first < b->extent.first; });
-  Extent run;
-  const auto place_run = [&] {
-    if (run.count > 0) {
-      file_.place_for_reclaim(run);
-      placed.push_back(run);
-    }
-  };
-  for (std::size_t i = 0; i < size; ++i) {
-    const Extent& extent = group.at(i)->extent;
-    if (run.count > 0 && run.end() == extent.first) {
-      run.count += extent.count;
-    } else {
-      place_run();
-      run = extent;
-    }
-  }
-  place_run();
-
+std::uint64_t Pipeline::release(Batch& batch) {
+  batch.pins.release();
   std::uint64_t dropped = 0;
-  for (std::size_t i = 0; i < size; ++i) {
-    Batch& batch = *group.at(i);
-    batch.pins.release();
-    if (batch.rejected.any()) {
-      for (std::uint64_t page = 0; page < batch.extent.count; ++page) {
-        if (batch.rejected.test(page)) {
-          dropped += file_.drop({batch.extent.first + page, 1});
-        }
+  if (batch.rejected.any()) {
+    for (std::uint64_t page = 0; page < batch.extent.count; ++page) {
+      if (batch.rejected.test(page)) {
+        dropped += file_.drop({batch.extent.first + page, 1});
       }
     }
-    batch.state = Batch::State::idle;
   }
-  return dropped;
-}
-
-void Pipeline::release(Batch& batch) {
-  batch.pins.release();
   batch.state = Batch::State::idle;
+  return dropped;
 }
 
 void Pipeline::drop(Batch& batch) {
   unmap_window();
   batch.pins.release();
-  if (batch.state == Batch::State::filling) {
-    // A page that is still being filled is locked and would survive the drop: wait for it.
-    std::byte* const at = map_window(batch.extent);
-    if (at != nullptr) {
-      ::madvise(at, batch.extent.size().count(), MADV_POPULATE_READ);
-      unmap_window();
-    }
+  if (batch.state == Batch::State::filled && map_window(batch.extent) != nullptr) {
+    // A page that is still being answered is locked and would survive the drop: wait for it.
+    ::madvise(window_, batch.extent.size().count(), MADV_POPULATE_READ);
+    unmap_window();
   }
   file_.drop(batch.extent);
   batch.state = Batch::State::idle;
 }
 
 std::uint64_t Pipeline::cancel() {
+  while (count(Batch::State::asked) > 0) {
+    const std::size_t finished = read_ahead_.wait();
+    if (finished == 0) {
+      return 0;  // it died: the agent ends, and all pages go with the mount
+    }
+    note_filled(finished);
+  }
   std::uint64_t pages = 0;
   for (const auto& slot : slots_) {
-    if (slot->state == Batch::State::filling || slot->state == Batch::State::told) {
+    if (slot->state != Batch::State::idle) {
       pages += slot->extent.count;
       drop(*slot);
     }

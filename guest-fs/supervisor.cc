@@ -69,17 +69,17 @@ void detach_dead_mount(const std::string& mount_point) {
   ::signal(SIGHUP, SIG_IGN);
   ::prctl(PR_SET_NAME, "balloonfs-infl");
   lock_memory(/*future=*/false);
+  const int fd = control.get();
   // Whoever reads `stats` as soon as the mount is there wakes us ('w') before we are told of it.
   for (char byte = 0; byte != 'm';) {
-    if (::recv(control.get(), &byte, 1, 0) != 1) {
+    if (::recv(fd, &byte, 1, 0) != 1) {
       ::_exit(EXIT_FAILURE);  // the supervisor gave up
     }
   }
-  const int fd = control.get();
   auto end = Inflater::End::stopped;
   try {
     Inflater inflater({options.mount_point, options.channel, ram, std::move(ranges), options.cache},
-                      shared, std::move(control));
+                      shared, fd);
     say(fd, "r");
     end = inflater.run();
     if (end == Inflater::End::file_failed) {

@@ -1,0 +1,107 @@
+#include "guest-fs/read_ahead.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <system_error>
+
+#include "guest-fs/protect.h"
+
+namespace fileballoon::guest {
+namespace {
+
+struct Pipe {
+  UniqueFd read_end;
+  UniqueFd write_end;
+};
+
+Pipe make_pipe(int read_flags) {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) {
+    throw std::system_error(errno, std::generic_category(), "pipe2");
+  }
+  Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
+  if (read_flags != 0) {
+    ::fcntl(pipe.read_end.get(), F_SETFL, read_flags);
+  }
+  return pipe;
+}
+
+}  // namespace
+
+ReadAhead::ReadAhead(const BalloonFile& file) {
+  Pipe work = make_pipe(0);
+  Pipe done = make_pipe(O_NONBLOCK);
+  const pid_t parent = ::getpid();
+  pid_ = ::fork();
+  if (pid_ < 0) {
+    throw std::system_error(errno, std::generic_category(), "fork");
+  }
+  if (pid_ == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != parent) {
+      ::_exit(EXIT_FAILURE);
+    }
+    work.write_end.reset();
+    done.read_end.reset();
+    serve(file, std::move(work.read_end), std::move(done.write_end));
+  }
+  pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
+  work_ = std::move(work.write_end);
+  done_ = std::move(done.read_end);
+}
+
+ReadAhead::~ReadAhead() {
+  ::kill(pid_, SIGKILL);
+  ::waitpid(pid_, nullptr, 0);
+}
+
+void ReadAhead::serve(const BalloonFile& file, UniqueFd work, UniqueFd done) {
+  ::prctl(PR_SET_NAME, "balloonfs-read");
+  lock_memory(/*future=*/false);
+  Extent extent;
+  while (true) {
+    const ssize_t got = ::read(work.get(), &extent, sizeof extent);
+    if (got < 0 && errno == EINTR) {
+      continue;
+    }
+    if (got != sizeof extent) {
+      ::_exit(EXIT_SUCCESS);  // the inflater is gone
+    }
+    file.prefetch(extent);
+    if (::write(done.get(), "+", 1) != 1) {
+      ::_exit(EXIT_FAILURE);
+    }
+  }
+}
+
+void ReadAhead::start(Extent extent) {
+  // Atomic and without waiting: a pipe holds 64 KiB, and a handful are ever under way.
+  [[maybe_unused]] const ssize_t written = ::write(work_.get(), &extent, sizeof extent);
+}
+
+std::size_t ReadAhead::finished() {
+  std::array<char, 64> bytes;
+  const ssize_t got = ::read(done_.get(), bytes.data(), bytes.size());
+  return got > 0 ? static_cast<std::size_t>(got) : 0;
+}
+
+std::size_t ReadAhead::wait() {
+  while (true) {
+    std::array<pollfd, 2> polls = {{{done_.get(), POLLIN, 0}, {pidfd_.get(), POLLIN, 0}}};
+    ::poll(polls.data(), polls.size(), -1);
+    if (const std::size_t count = finished(); count > 0 || polls[1].revents != 0) {
+      return count;
+    }
+  }
+}
+
+}  // namespace fileballoon::guest
