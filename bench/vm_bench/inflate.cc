@@ -83,7 +83,7 @@ class Inflate final : public Scenario {
             "host_cpu_s_per_gib"};
   }
   std::vector<std::string> modes() const override {
-    return {"none", "fileballoon", "virtio-balloon", "free-page-reporting"};
+    return {"none", "fileballoon", "fileballoon-uffd", "virtio-balloon", "free-page-reporting"};
   }
   std::vector<std::string> variants(const std::string& mode) const override {
     if (make_mode(mode)->takes_untouched()) return {"touched", "untouched"};

@@ -10,6 +10,7 @@ namespace fileballoon::bench {
 const std::vector<std::string>& mode_names() {
   static const std::vector<std::string> names{"none",
                                               "fileballoon",
+                                              "fileballoon-uffd",
                                               "virtio-balloon",
                                               "free-page-reporting",
                                               "virtio-balloon-stats",
@@ -24,6 +25,7 @@ const std::vector<std::string>& mode_names() {
 std::unique_ptr<Mode> make_mode(const std::string& name) {
   if (name == "none") return std::make_unique<NoneMode>();
   if (name == "fileballoon") return std::make_unique<FileballoonMode>("kernel");
+  if (name == "fileballoon-uffd") return std::make_unique<FileballoonMode>("uffd");
   if (name == "virtio-balloon") return std::make_unique<VirtioBalloonMode>();
   if (name == "free-page-reporting") return std::make_unique<FreePageReportingMode>();
   if (name == "virtio-balloon-stats") return std::make_unique<VirtioBalloonStatsMode>();

@@ -74,7 +74,7 @@ class Pressure final : public Scenario {
             "footprint_after_mib"};
   }
   std::vector<std::string> modes() const override {
-    return {"none", "fileballoon", "virtio-balloon", "free-page-reporting"};
+    return {"none", "fileballoon", "fileballoon-uffd", "virtio-balloon", "free-page-reporting"};
   }
   std::vector<std::string> variants(const std::string& mode) const override {
     // Free page reporting without anything touched is a guest left alone.

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 
 #include "tests/vm/fixture.h"
@@ -116,6 +117,52 @@ TEST_F(Machine, WithoutAChannelTheAgentSaysWhatIsMissing) {
   EXPECT_NE(result.at("status").to_number<int>(), 0);
   const std::string output(result.at("output").as_string());
   EXPECT_NE(output.find("org.fileballoon.0"), std::string::npos) << output;
+}
+
+// Lost otherwise: nobody knows why balloons of such a guest cost memory instead of giving it.
+TEST_F(Machine, InitOnFreeIsWarnedOf) {
+  vmkit::VmOptions options;
+  options.extra_cmdline = "init_on_free=1";
+  boot(options);
+  Agent agent(vm());
+  agent.mount();
+  EXPECT_NE(agent.log().find("init_on_free"), std::string::npos) << agent.log();
+}
+
+// Lost otherwise: an operator's commands, as the README shows them, against a real QEMU.
+TEST_F(Machine, FileballoonctlDrivesARealGuest) {
+  boot();
+  start_daemon();
+  Agent(vm()).mount();
+  const auto ctl = [&](std::vector<std::string> words) {
+    const auto result = daemon().ctl(std::move(words));
+    EXPECT_EQ(result.status, 0) << result.err;
+    return result.out;
+  };
+  const std::vector<std::string> attach{"attach",    kName,
+                                        "--pid",     std::to_string(vm().pid()),
+                                        "--channel", vm().channel_socket(),
+                                        "--qmp",     vm().daemon_qmp_socket()};
+  ctl(attach);
+  wait_connected();
+  ctl({"mem-set", kName, "50%"});
+  ASSERT_TRUE(wait_inflated(Bytes::mib(512)));
+  const auto stats = boost::json::parse(ctl({"stats", kName, "--json"}));
+  EXPECT_EQ(stats.at("target_bytes").to_number<std::uint64_t>(), Bytes::mib(512).count());
+  EXPECT_NE(ctl({"list"}).find(kName), std::string::npos);
+
+  const auto refuse = [&](std::vector<std::string> words, const std::string& because) {
+    const auto result = daemon().ctl(std::move(words));
+    EXPECT_NE(result.status, 0);
+    EXPECT_NE(result.err.find(because), std::string::npos) << result.err;
+  };
+  refuse(attach, kName);                                 // a second attach
+  refuse({"mem-set", kName, "2G"}, "above");             // more than its RAM
+  refuse({"mem-set", "nobody", "1G"}, "unknown VM");     // not there
+  refuse({"mem-floor", kName, "900M"}, "floor");         // above the target
+  refuse({"mem-set", kName, "12 apples"}, "12 apples");  // no size
+  ctl({"detach", kName});
+  EXPECT_EQ(guest().shell("echo alive"), "alive\n");
 }
 
 }  // namespace

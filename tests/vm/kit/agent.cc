@@ -51,6 +51,8 @@ void Agent::kill() {
   vm_.guest().shell(std::string("killall -9 balloonfs; umount -l ") + kMountPoint + " || true");
 }
 
+std::string Agent::log() { return vm_.guest().get_file(kLog); }
+
 boost::json::object Agent::stats() {
   return boost::json::parse(vm_.guest().get_file(path("stats"))).as_object();
 }

@@ -26,6 +26,8 @@ class Agent {
   /// SIGKILL to every process of the agent, and clears the dead mount away.
   void kill();
 
+  /// What its processes have said since the boot.
+  [[nodiscard]] std::string log();
   /// The `stats` file.
   [[nodiscard]] boost::json::object stats();
   [[nodiscard]] std::uint64_t number(std::string_view name);
