@@ -10,7 +10,7 @@
 
 namespace fileballoon {
 
-/// 64 bits over `data`, seeded with `key`. About 0.2 µs for 4 KiB.
+/// 64 bits over `data` and `key`. 0.6 µs for 4 KiB, less for what is compressed.
 [[nodiscard]] std::uint64_t checksum64(std::span<const std::byte> data, PageKey key);
 
 /// The lower half, where metadata must be small: misses one corruption in 2^32.

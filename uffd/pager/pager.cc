@@ -16,10 +16,15 @@ namespace {
 // Longest content a fetch() gives; Options::read_ahead is clipped to it.
 constexpr std::uint32_t kMaxContent = 64;
 
-// What fetch() hands out stays valid until the thread's next call, so each reader has its own.
-PageBuffer& thread_buffer() {
-  thread_local PageBuffer buffer(kMaxContent);
-  return buffer;
+// What fetch() hands out stays valid until the thread's next call, so each reader has its own. The
+// requests lie there too: making 64 of them anew would cost a twentieth of a page-in.
+struct ReaderState {
+  PageBuffer buffer{kMaxContent};
+  std::array<PageGet, kMaxContent> gets;
+};
+ReaderState& reader_state() {
+  thread_local ReaderState state;
+  return state;
 }
 
 // "always within_size advise [never] deny force" -> "never"
@@ -89,7 +94,7 @@ std::vector<AgeMap*> Pager::all_ages() {
 
 PageSource::Content Pager::fetch(std::uint32_t object, std::uint64_t first, std::uint32_t count,
                                  std::uint64_t fault) {
-  PageBuffer& buffer = thread_buffer();
+  auto& [buffer, gets] = reader_state();
   // The part of the range around the fault, in the direction in which it reaches.
   const std::uint64_t end = first + count;
   std::uint32_t take = std::min(count, options_.read_ahead);
@@ -98,7 +103,6 @@ PageSource::Content Pager::fetch(std::uint32_t object, std::uint64_t first, std:
   } else {
     first = fault;
   }
-  std::array<PageGet, kMaxContent> gets;
   std::uint32_t found = 0;
   for (std::uint32_t i = 0; i < take; ++i) {
     const PageKey key = key_of(object, first + i);
