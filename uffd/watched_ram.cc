@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 
 namespace fileballoon {
 namespace {
@@ -67,6 +68,9 @@ Result<std::unique_ptr<WatchedRam>> WatchedRam::create(std::vector<RamObject> ob
 }
 
 WatchedRam::~WatchedRam() {
+  if (options_.registered) {
+    return;  // its maker's business: pages that are still to come must not turn into zeros
+  }
   for (const Region& region : regions_) {
     shard_of(region).unwatch(region.where);
   }
@@ -132,6 +136,9 @@ void WatchedRam::learn_holes() {
   for (std::uint32_t i = 0; i < objects_.size(); ++i) {
     const int fd = objects_[i].fd;
     if (fd < 0) {
+      if (objects_[i].local && options_.mode == RefaultMode::engine) {
+        learn_absent(i);
+      }
       continue;
     }
     const auto size = static_cast<off_t>(objects_[i].size.count());
@@ -148,6 +155,28 @@ void WatchedRam::learn_holes() {
       frames_[i]->set(static_cast<std::uint64_t>(hole / page),
                       static_cast<std::uint64_t>((data - hole) / page), FrameState::absent);
       at = data;
+    }
+  }
+}
+
+// Private memory of this process that was never touched: its first touches come in ranges, too.
+void WatchedRam::learn_absent(std::uint32_t object) {
+  const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  constexpr std::uint64_t kPresentOrSwapped = 3ULL << 62;  // proc(5)
+  const std::uint64_t pages = objects_[object].size.whole_pages();
+  const std::uint64_t base = objects_[object].mappings[0].address / kPageSize;
+  std::array<std::uint64_t, 512> entries;
+  for (std::uint64_t first = 0; first < pages; first += entries.size()) {
+    const std::uint64_t count = std::min<std::uint64_t>(entries.size(), pages - first);
+    const auto wanted = static_cast<ssize_t>(count * sizeof entries[0]);
+    if (::pread(pagemap.get(), entries.data(), static_cast<std::size_t>(wanted),
+                static_cast<off_t>((base + first) * sizeof entries[0])) != wanted) {
+      return;  // unknown stays `backed`: costs time, nothing else
+    }
+    for (std::uint64_t i = 0; i < count; ++i) {
+      if ((entries[i] & kPresentOrSwapped) == 0) {
+        frames_[object]->set(first + i, 1, FrameState::absent);
+      }
     }
   }
 }

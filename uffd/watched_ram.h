@@ -79,7 +79,7 @@ class WatchedRam {
 
   WatchedRam(const WatchedRam&) = delete;
   WatchedRam& operator=(const WatchedRam&) = delete;
-  /// Unregisters (waking all waiters) and closes.
+  /// Unregisters what create() registered (waking all waiters) and closes.
   ~WatchedRam();
 
   [[nodiscard]] const Options& options() const { return options_; }
@@ -125,6 +125,7 @@ class WatchedRam {
   [[nodiscard]] Result<void> watch_all();
   void build_regions();
   void learn_holes();
+  void learn_absent(std::uint32_t object);
 
   std::vector<RamObject> objects_;
   std::vector<Userfaultfd> shards_;

@@ -107,8 +107,8 @@ TEST_P(DiscardStress, EveryWriteSurvivesOneHundredThousandDiscards) {
   EXPECT_GE(result.freed, 100'000U);
   EXPECT_GE(result.writes, 100'000U);
   EXPECT_EQ(result.lost, 0U) << "of " << result.writes << " writes";
-  // How many writers were caught in the act is luck: most are woken by the disarming before a reader
-  // sees their message. That the test can see a loss at all is shown by the control below.
+  // How many writers were caught in the act is luck: most are woken by the disarming before a
+  // reader sees their message. That the test can see a loss at all is shown by the control below.
   RecordProperty("write_protect_faults", std::to_string(engine.stats().write_protect_faults));
   RecordProperty("discards", std::to_string(result.freed));
   RecordProperty("writes", std::to_string(result.writes));
