@@ -131,6 +131,35 @@ TEST_F(Daemon, DaemonStaysSmall) {
   EXPECT_LE(rss_kib * 1024, Bytes::mib(16).count() + kRam.whole_pages());
 }
 
+TEST_F(Daemon, WithRefaultsByUffdADiscardedFrameComesBackAsZeroAlsoWithoutTheDaemon) {
+  start();
+  const Output done = ctl({"attach", "vm1", "--pid", std::to_string(vm.pid()), "--channel",
+                           guest.socket(), "--refault", "uffd"});
+  if (done.status != 0 && done.error.find("userfaultfd") != std::string::npos) {
+    GTEST_SKIP() << done.error;
+  }
+  ASSERT_EQ(done.status, 0) << done.error;
+  ASSERT_TRUE(guest.connect());
+  vm.touch(1024, 256);
+  vm.page(1100)[0] = std::byte{7};
+  guest.send(wire::Report{{{GuestFrame(1024), 256}}});
+  const auto ack = guest.expect<wire::Ack>();
+  ASSERT_TRUE(ack);
+  EXPECT_EQ(ack->outcomes[0], (wire::RangeOutcome{255, 1, 0, 0}));
+  EXPECT_EQ(vm.footprint(), Bytes::pages(1));
+  EXPECT_EQ(vm.page(1100)[0], std::byte{7});
+
+  daemon_.end(SIGKILL);
+  guest.hang_up();
+  start();
+  ASSERT_TRUE(guest.connect());
+  EXPECT_EQ(stats("vm1").at("refault"), "uffd");
+  guest.send(wire::Report{{{GuestFrame(2048), 1}}});
+  ASSERT_TRUE(guest.expect<wire::Ack>()) << "the daemon works with the keeper that it left behind";
+  EXPECT_EQ(ctl({"detach", "vm1"}).status, 0);
+  EXPECT_FALSE(has_event("detach-incomplete", "vm1"));
+}
+
 // ---------------------------------------------------------------------------------- hostile guests
 
 TEST_F(Daemon, GarbageEndsTheSessionWithAnErrorAndTheNextOneWorks) {

@@ -169,6 +169,9 @@ Result<void> FaultdClient::start_keeper() const {
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
   ::posix_spawn_file_actions_adddup2(&actions, write_end.get(), STDERR_FILENO);
+  // The keeper outlives its starter and must not hold its sockets: clients of a daemon that is gone
+  // would connect to a listener that nobody serves (Boost.Asio's descriptors lack CLOEXEC).
+  ::posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
   // A caller that blocks signals or is leader of a group must not pass that on.
   posix_spawnattr_t attributes;
   ::posix_spawnattr_init(&attributes);
