@@ -13,6 +13,8 @@
 namespace fileballoon {
 namespace {
 
+constexpr Bytes kGap = Bytes(std::uint64_t{512} << 10);
+
 bool swap_is_active() {
   std::ifstream swaps("/proc/swaps");
   std::string line;
@@ -66,7 +68,15 @@ AccessTracker::Look AccessTracker::look() {
         ages_[region.object]->set(first + i, 0);
       }
       result.accessed += run.size.whole_pages();
-      result.complete = set_trap(region, run) && result.complete;
+    }
+    // A call costs as much as a hundred pages, and the trap does nothing to pages that were not
+    // touched: gaps are taken along.
+    for (std::size_t i = 0; i < seen_.size();) {
+      AddressRange span = seen_[i];
+      for (++i; i < seen_.size() && seen_[i].start - span.end() <= kGap.count(); ++i) {
+        span.size = Bytes(seen_[i].end() - span.start);
+      }
+      result.complete = set_trap(region, span) && result.complete;
     }
   }
   return result;

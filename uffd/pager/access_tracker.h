@@ -41,7 +41,7 @@ class AccessTracker {
     std::uint64_t accessed = 0;  ///< pages in use since the last look
     bool complete = true;        ///< false: the process is gone, or the kernel refused
   };
-  /// 4 to 10 ms per GiB that is in use.
+  /// 0.2 to 0.4 µs for a page that is in use, 5 ns for any other.
   [[nodiscard]] Look look();
 
   [[nodiscard]] AccessMethod method() const { return method_; }
