@@ -192,6 +192,15 @@ asio::awaitable<void> Vm::detach() {
   }
   if (ram_) {
     ram_->give_back();
+    // Not here: frames that were paged out come in first, and the control plane never waits.
+    ++work_in_flight_;
+    asio::post(worker_, [self, ram = std::move(ram_)]() mutable {
+      ram.reset();
+      asio::post(self->control_, [self] {
+        --self->work_in_flight_;
+        self->changed_.notify();
+      });
+    });
   }
   release_ram();
   changed_.notify();
