@@ -4,7 +4,7 @@ namespace fileballoon::bench {
 
 const std::vector<Scenario*>& scenarios() {
   static const std::vector<Scenario*> all{&inflate_scenario(), &pressure_scenario(),
-                                          &tracking_scenario()};
+                                          &tracking_scenario(), &interference_scenario()};
   return all;
 }
 

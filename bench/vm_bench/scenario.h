@@ -47,5 +47,6 @@ class Scenario {
 [[nodiscard]] Scenario& inflate_scenario();
 [[nodiscard]] Scenario& pressure_scenario();
 [[nodiscard]] Scenario& tracking_scenario();
+[[nodiscard]] Scenario& interference_scenario();
 
 }  // namespace fileballoon::bench

@@ -15,6 +15,7 @@
 #include "bench/vm_bench/disk_image.h"
 #include "bench/vm_bench/measure.h"
 #include "bench/vm_bench/scenario.h"
+#include "tests/vm/guest/staircase.h"
 #include "tests/vm/kit/child_process.h"
 
 namespace fileballoon::bench {
@@ -22,10 +23,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint64_t kSteps[] = {100, 400, 700, 400, 100, 600, 200};  // MiB
+/// A working set and passes over it, chosen so that a step is about 10 s long under TCG; the
+/// workload takes as long as it takes to make them.
+struct Step {
+  std::uint64_t mib;
+  std::uint64_t passes;
+};
+constexpr Step kSteps[] = {{100, 64}, {400, 36}, {700, 24}, {400, 36},
+                           {100, 64}, {600, 26}, {200, 50}};
 constexpr std::uint64_t kLargest = 700;
-/// Passes over the set in each step; the workload is as long as it takes to make them.
-constexpr std::uint64_t kPasses = 40;
 constexpr auto kSample = std::chrono::milliseconds(500);
 /// The guest alone, before the workload; what it occupies then is its idle footprint.
 constexpr auto kIdle = std::chrono::seconds(12);
@@ -181,8 +187,9 @@ class Tracking final : public Scenario {
 Row Tracking::measure(const std::string& mode_name, const std::string& /*variant*/,
                       const Settings& settings) {
   if (!disk_) {
-    const std::uint64_t passes = kPasses * std::size(kSteps);
-    disk_ = std::make_unique<StaircaseDisk>(Bytes::mib(kLargest / 2), Bytes::mib(2 * passes));
+    Bytes once;
+    for (const Step& step : kSteps) once += Bytes(step.passes * guest::kOncePerPass);
+    disk_ = std::make_unique<StaircaseDisk>(Bytes::mib(kLargest / 2), once);
   }
   const Stage stage = boot_for(mode_name, settings, disk_->path());
   vmkit::Vm& vm = *stage.vm;
@@ -214,11 +221,12 @@ Row Tracking::measure(const std::string& mode_name, const std::string& /*variant
   CpuMeter cpu(vm, mode);
   std::uint64_t errors = 0;
   double completion = 0;
-  for (const std::uint64_t mib : kSteps) {
+  for (const Step& step : kSteps) {
     const auto ticket = vm.guest().start(
-        "step", {{"name", "work"}, {"size", Bytes::mib(mib).count()}, {"passes", kPasses}});
+        "step",
+        {{"name", "work"}, {"size", Bytes::mib(step.mib).count()}, {"passes", step.passes}});
     std::optional<vmkit::GuestClient::Object> answer;
-    recorder.record(static_cast<double>(mib), [&] {
+    recorder.record(static_cast<double>(step.mib), [&] {
       if (!answer) answer = vm.guest().take(ticket);
       return !answer;
     });

@@ -71,7 +71,7 @@ ColdCache::Clock::time_point ColdCache::tick(const BalloonView& balloon, Clock::
   numbers_ = kernel_.numbers();
   if (numbers_.anonymous + kReleased <= anonymous_) {
     pace_.forgive();
-    rest_ = 1;
+    stir();
     anonymous_ = numbers_.anonymous;
   }
   anonymous_ = std::max(anonymous_, numbers_.anonymous);

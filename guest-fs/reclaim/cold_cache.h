@@ -59,7 +59,7 @@ class ColdCache {
   /// How long closed pages wait before they count as cold. The kernel protects pages that were read
   /// five times between two looks, so shorter would evict what is read twice a second; longer would
   /// miss the goal that a smaller working set shows on the host within 5 s.
-  static constexpr std::chrono::milliseconds kPatience{1500};
+  static constexpr std::chrono::milliseconds kPatience{1250};
   /// When a full balloon waits for memory, unmapped cache need not be cold, only not in use now.
   static constexpr std::chrono::milliseconds kShortPatience{250};
   /// Between two pieces of work: time for refaults to show.
@@ -94,7 +94,10 @@ class ColdCache {
   /// something changes).
   [[nodiscard]] Clock::time_point tick(const BalloonView& balloon, Clock::time_point now);
   /// The guest has come to life: what counts as cold is looked at often again.
-  void stir() { rest_ = 1; }
+  void stir() {
+    rest_ = 1;
+    rest_since_ = {};
+  }
   [[nodiscard]] ColdCacheStats stats() const;
 
  private:

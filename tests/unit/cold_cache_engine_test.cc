@@ -245,6 +245,20 @@ TEST_F(Engine, AtRestItWakesLessThanOnceASecondAndComesBackWhenStirred) {
   EXPECT_EQ(kernel_.pages(), 0U);
 }
 
+TEST_F(Engine, AGuestThatIsStirredAgainAndAgainDoesNotRest) {
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.read(1000, true);
+  const std::uint64_t ages = kernel_.ages_;
+  for (int i = 0; i < 60; ++i) {
+    cache.stir();
+    run(cache, seconds(1));
+    kernel_.use_again();
+  }
+  // A turn ages once; at kPatience and a work tick each, a minute has room for 40.
+  EXPECT_GE(kernel_.ages_ - ages, 30U);
+  EXPECT_GE(kernel_.pages(), 1000U);
+}
+
 TEST_F(Engine, UnmappedFirstWaitsUntilFreeMemoryIsShort) {
   ColdCache cache(kernel_, CacheMode::unmapped_first);
   kernel_.read(50'000);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "tests/vm/guest/liar.h"
+#include "tests/vm/guest/loops.h"
 #include "tests/vm/guest/memory_work.h"
 #include "tests/vm/guest/staircase.h"
 #include "tests/vm/guest/sysinfo.h"
@@ -216,6 +217,18 @@ bool Server::handle_task(std::int64_t id, const std::string& verb, const Object&
     job->second.request = id;
     job->second.task->order(
         {{"size", number_of(request, "size")}, {"passes", number_of(request, "passes")}});
+  } else if (verb == "loop") {
+    const std::string path = text_of(request, "path");
+    const std::uint64_t size = number_of(request, "size");
+    start_task(id, name, [=](TaskPort& port) {
+      path.empty() ? loop_over_memory(port, size) : loop_over_file(port, path, size);
+    });
+  } else if (verb == "loop-for") {
+    const auto job = jobs_.find(name);
+    if (job == jobs_.end()) throw std::runtime_error("there is no loop named " + name);
+    if (job->second.request >= 0) throw std::runtime_error(name + " is busy");
+    job->second.request = id;
+    job->second.task->order({{"seconds", request.at("seconds")}});
   } else if (verb == "report-live-data") {
     const std::string channel = text_of(request, "channel");
     const std::uint64_t pages = number_of(request, "pages");

@@ -19,9 +19,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::uint64_t kAnonymousSeed = 13;
 constexpr std::size_t kReadSize = std::size_t{256} << 10;
-/// Work beside memory in each pass, so that a pass is not memory traffic alone: about 0.1 s of a
+/// Work beside memory in each pass, so that a pass is not memory traffic alone: about 0.15 s of a
 /// CPU under TCG.
-constexpr std::uint64_t kComputeSteps = 20'000'000;
+constexpr std::uint64_t kComputeSteps = 40'000'000;
 
 class File {
  public:

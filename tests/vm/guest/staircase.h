@@ -18,7 +18,7 @@ struct StaircaseFiles {
 inline constexpr std::uint64_t kHotSeed = 11;
 inline constexpr std::uint64_t kOnceSeed = 12;
 /// Read of the `once` file in each pass.
-inline constexpr std::uint64_t kOncePerPass = std::uint64_t{2} << 20;
+inline constexpr std::uint64_t kOncePerPass = std::uint64_t{512} << 10;
 
 /// Replies once it is ready; then each order {"size": bytes of the working set, "passes": n}
 /// changes the set, makes n passes over it, and replies `seconds`, `errors`, `longest_pass_s`.

@@ -1,0 +1,86 @@
+#include "tests/vm/guest/loops.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <functional>
+#include <random>
+#include <system_error>
+#include <vector>
+
+#include "tests/vm/guest/pattern.h"
+
+namespace fileballoon::guest {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::uint64_t kPagesPerOperation = 64;
+constexpr std::size_t kReadSize = std::size_t{256} << 10;
+/// Latencies kept, allocated and touched beforehand: recording must not need memory.
+constexpr std::size_t kMostOperations = std::size_t{1} << 20;
+
+double microseconds(Clock::duration span) {
+  return std::chrono::duration<double, std::micro>(span).count();
+}
+
+void run_loops(TaskPort& port, const std::function<void(std::uint64_t)>& operation) {
+  std::vector<float> latencies(kMostOperations, 0.0F);
+  std::minstd_rand random(1);
+  port.reply({});
+  while (const auto order = port.next_order()) {
+    const auto length = std::chrono::duration<double>(order->at("seconds").to_number<double>());
+    const auto start = Clock::now();
+    auto now = start;
+    std::size_t count = 0;
+    while (now - start < length && count < kMostOperations) {
+      operation(random());
+      const auto end = Clock::now();
+      latencies[count++] = static_cast<float>(microseconds(end - now));
+      now = end;
+    }
+    const auto last = latencies.begin() + static_cast<std::ptrdiff_t>(count);
+    std::sort(latencies.begin(), last);
+    port.reply({{"operations", count},
+                {"seconds", microseconds(now - start) / 1e6},
+                {"p50_us", latencies.at(count / 2)},
+                {"p99_us", latencies.at(count * 99 / 100)}});
+  }
+}
+
+}  // namespace
+
+void loop_over_memory(TaskPort& port, std::uint64_t size) {
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
+  auto* words = static_cast<std::uint64_t*>(memory);
+  const std::uint64_t pages = size / kPage;
+  for (std::uint64_t page = 0; page < pages; ++page) words[page * kWordsPerPage] = page;
+  run_loops(port, [=](std::uint64_t random) {
+    for (std::uint64_t i = 0; i < kPagesPerOperation; ++i) {
+      ++words[(random * 48271 + i * 7919) % pages * kWordsPerPage];
+    }
+  });
+}
+
+void loop_over_file(TaskPort& port, const std::string& path, std::uint64_t size) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) throw std::system_error(errno, std::generic_category(), "open " + path);
+  std::vector<char> buffer(kReadSize);
+  const std::uint64_t places = size / kReadSize;
+  const auto read_at = [&](std::uint64_t place) {
+    const auto offset = static_cast<off_t>(place % places * kReadSize);
+    if (pread(fd, buffer.data(), kReadSize, offset) != static_cast<ssize_t>(kReadSize)) {
+      throw std::system_error(errno, std::generic_category(), "read " + path);
+    }
+  };
+  for (std::uint64_t place = 0; place < places; ++place) read_at(place);
+  run_loops(port, read_at);
+  close(fd);
+}
+
+}  // namespace fileballoon::guest

@@ -1,0 +1,19 @@
+// Loops: work that something else may disturb, measured operation by operation. Bodies of a Task.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "tests/vm/guest/task.h"
+
+namespace fileballoon::guest {
+
+/// An operation writes to 64 random pages of `size` bytes of anonymous memory.
+void loop_over_memory(TaskPort& port, std::uint64_t size);
+/// An operation reads 256 KiB at a random place of the first `size` bytes of a cached file.
+void loop_over_file(TaskPort& port, const std::string& path, std::uint64_t size);
+
+// Both reply once their memory or file is warm; then each order {"seconds": s} runs operations for
+// so long and replies `operations`, `seconds`, `p50_us`, `p99_us`.
+
+}  // namespace fileballoon::guest
