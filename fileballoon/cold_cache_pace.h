@@ -16,7 +16,8 @@ class CachePace {
 
   /// A first bite: 1 MiB costs a workload that wanted it back about a millisecond of disk.
   static constexpr std::uint64_t kFirstStep = 256;
-  /// 16 MiB, 80 MiB in a second: what is hot behind what was cold is noticed before much of it went.
+  /// 16 MiB, 80 MiB in a second: what is hot behind what was cold is noticed before much of it
+  /// went.
   static constexpr std::uint64_t kLastStep = 4096;
   /// The step grows by this factor with each look that finds no harm. A workload that passes over
   /// its files twice a second shows after two or three looks that they were hot: 7 MiB by then.
@@ -28,8 +29,9 @@ class CachePace {
   /// ... that are also this share of what was evicted (one in 16).
   static constexpr std::uint64_t kRefaultShare = 16;
   /// Harm: tasks stalled for this share of the time, after something was evicted (a guest that
-  /// grows into the balloon stalls too, and cold cache that goes then helps it). Senpai's default, 10 ms in 6 s, is 0.17 %, for
-  /// one cgroup; a whole guest stalls a little by itself when it starts something big.
+  /// grows into the balloon stalls too, and cold cache that goes then helps it). Senpai's default,
+  /// 10 ms in 6 s, is 0.17 %, for one cgroup; a whole guest stalls a little by itself when it
+  /// starts something big.
   static constexpr double kStallShare = 0.005;
   /// How long nothing is taken after harm.
   static constexpr std::chrono::milliseconds kBrake{1000};

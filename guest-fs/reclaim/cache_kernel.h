@@ -20,10 +20,10 @@ struct CacheNumbers {
   std::uint64_t refaulted = 0;                       ///< workingset_refault_file
   std::uint64_t stolen = 0;                          ///< pgsteal_file: file pages that reclaim took
   std::optional<std::chrono::microseconds> stalled;  ///< PSI of memory, "some", total
-  std::uint64_t file = 0;    ///< page cache on the LRU lists, the balloon's pages included
-  std::uint64_t mapped = 0;  ///< of any kind, mapped into a process
+  std::uint64_t file = 0;       ///< page cache on the LRU lists, the balloon's pages included
+  std::uint64_t mapped = 0;     ///< of any kind, mapped into a process
   std::uint64_t anonymous = 0;  ///< nr_anon_pages
-  std::uint64_t dirty = 0;   ///< to be written, or being written
+  std::uint64_t dirty = 0;      ///< to be written, or being written
   /// A counter that hardly moves in a guest where nothing happens: page faults, freed pages, KiB
   /// read from disks.
   std::uint64_t activity = 0;
