@@ -127,6 +127,7 @@ class FaultEngine {
   UniqueFd stop_;
   UniqueFd deflation_;
   std::atomic<bool> deflation_signalled_{false};
+  std::atomic<std::chrono::steady_clock::duration> last_active_{};  // of any reader
   std::vector<std::unique_ptr<Reader>> readers_;
 };
 

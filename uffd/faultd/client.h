@@ -23,7 +23,8 @@ class FaultdClient final : public Discarder {
     /// The keeper's program; empty: beside this program, in the build tree, or installed.
     std::string program;
     Resolver resolver = Resolver::zeropage;
-    unsigned shards = 1;
+    /// Userfaultfds, each with a reader: two answer a single thread faster than one does.
+    unsigned shards = 2;
     /// A keeper that gives no answer for this long is killed and replaced.
     std::chrono::milliseconds patience{2000};
   };

@@ -127,7 +127,7 @@ int main(int argc, char** argv) {
       ->excludes(orders);
   app.add_option("--resolver", options.resolver, "zeropage (default), fallocate or continue")
       ->transform(CLI::CheckedTransformer(resolvers));
-  app.add_option("--shards", options.shards, "userfaultfds to divide the RAM among")
+  app.add_option("--shards", options.shards, "userfaultfds to divide the RAM among, default 2")
       ->check(CLI::Range(1, 16));
   app.add_flag("--daemonize", background, "attach, report, and go on in the background");
   CLI11_PARSE(app, argc, argv);
