@@ -17,17 +17,19 @@ namespace fileballoon::guest {
 namespace {
 
 std::optional<Error> check_mount_point(const std::string& mount_point) {
+  // statfs(2) always asks the file system, while stat(2) of a dead one is answered from the
+  // attributes that the kernel still has.
+  struct statfs file_system {};
+  if (::statfs(mount_point.c_str(), &file_system) != 0 && errno == ENOTCONN) {
+    // The mount of an agent that was killed: its pages go with it.
+    log_info("detaching the dead mount of an earlier agent from " + mount_point);
+    if (::umount2(mount_point.c_str(), MNT_DETACH) != 0) {
+      return Error{"cannot detach the dead mount on " + mount_point + ": " + std::strerror(errno)};
+    }
+    return check_mount_point(mount_point);
+  }
   struct stat status {};
   if (::stat(mount_point.c_str(), &status) != 0) {
-    if (errno == ENOTCONN) {
-      // The mount of an agent that was killed: its pages are gone from it already or go now.
-      log_info("detaching the dead mount of an earlier agent from " + mount_point);
-      if (::umount2(mount_point.c_str(), MNT_DETACH) != 0) {
-        return Error{"cannot detach the dead mount on " + mount_point + ": " +
-                     std::strerror(errno)};
-      }
-      return check_mount_point(mount_point);
-    }
     if (errno == ENOENT) {
       return Error{"mount point " + mount_point + " does not exist; create it: mkdir -p " +
                    mount_point};

@@ -29,7 +29,8 @@ void protect_process() {
   }
   // Linux 5.6: allocations of this process neither start I/O nor wait for it to be throttled.
   if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0) {
-    log_info("no PR_SET_IO_FLUSHER in this kernel (Linux 5.6 has it)");
+    log_info(std::string("PR_SET_IO_FLUSHER: ") + std::strerror(errno) +
+             (errno == EINVAL ? " (Linux 5.6 has it)" : " (it needs CAP_SYS_RESOURCE)"));
   }
 }
 

@@ -67,6 +67,11 @@ ReadAhead::~ReadAhead() {
 void ReadAhead::serve(const BalloonFile& file, UniqueFd work, UniqueFd done) {
   ::prctl(PR_SET_NAME, "balloonfs-read");
   lock_memory(/*future=*/false);
+  // It has nothing to say, and must not hold open what its parents wrote to.
+  const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    ::dup2(null.get(), fd);
+  }
   Extent extent;
   while (true) {
     const ssize_t got = ::read(work.get(), &extent, sizeof extent);

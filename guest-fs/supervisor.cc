@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -52,10 +53,18 @@ void say(int fd, std::string_view text) {
       ::send(fd, text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/// A daemon's processes must not hold the caller's pipes open.
+void leave_terminal() {
+  const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    ::dup2(null.get(), fd);
+  }
+}
+
 /// Detaches the mount of a supervisor that died, if it is still that one.
 void detach_dead_mount(const std::string& mount_point) {
-  struct stat status {};
-  if (::stat(mount_point.c_str(), &status) != 0 && errno == ENOTCONN) {
+  struct statfs status {};
+  if (::statfs(mount_point.c_str(), &status) != 0 && errno == ENOTCONN) {
     ::umount2(mount_point.c_str(), MNT_DETACH);
     log_error("the file system process is gone; the balloon was emptied and unmounted");
   }
@@ -80,6 +89,10 @@ void detach_dead_mount(const std::string& mount_point) {
   try {
     Inflater inflater({options.mount_point, options.channel, ram, std::move(ranges), options.cache},
                       shared, fd);
+    if (!options.foreground) {
+      leave_terminal();
+      log_to(LogSink::system);
+    }
     say(fd, "r");
     end = inflater.run();
     if (end == Inflater::End::file_failed) {
@@ -298,13 +311,6 @@ class StartReport {
   UniqueFd read_;
   UniqueFd write_;
 };
-
-void leave_terminal() {
-  const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
-  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
-    ::dup2(null.get(), fd);
-  }
-}
 
 }  // namespace
 

@@ -1,0 +1,191 @@
+#include "tests/integration/balloonfs_mount.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <system_error>
+#include <thread>
+
+namespace fileballoon::test {
+namespace {
+
+using std::chrono::steady_clock;
+
+std::string read_all(const std::string& path) {
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+void exec_program(const std::vector<std::string>& arguments, int output_fd) {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  ::dup2(output_fd, STDOUT_FILENO);
+  ::dup2(output_fd, STDERR_FILENO);
+  std::vector<char*> argv;
+  for (const std::string& argument : arguments) {
+    argv.push_back(const_cast<char*>(argument.c_str()));
+  }
+  argv.push_back(nullptr);
+  ::execvp(argv[0], argv.data());
+  ::_exit(127);
+}
+
+int exit_status(int status) {
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+}  // namespace
+
+std::string why_no_balloonfs() {
+  if (::geteuid() != 0) {
+    return "needs root to mount";
+  }
+  if (::access("/dev/fuse", R_OK | W_OK) != 0) {
+    return "needs /dev/fuse";
+  }
+  return {};
+}
+
+RunResult run_program(const std::vector<std::string>& arguments) {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) {
+    throw std::system_error(errno, std::generic_category(), "pipe2");
+  }
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    exec_program(arguments, ends[1]);
+  }
+  ::close(ends[1]);
+  RunResult result;
+  char buffer[4096];
+  ssize_t got = 0;
+  while ((got = ::read(ends[0], buffer, sizeof buffer)) > 0) {
+    result.output.append(buffer, static_cast<std::size_t>(got));
+  }
+  ::close(ends[0]);
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  result.status = exit_status(status);
+  return result;
+}
+
+BalloonMount::BalloonMount() : folder_("/tmp/balloonfs-test.XXXXXX") {
+  if (::mkdtemp(folder_.data()) == nullptr) {
+    throw std::system_error(errno, std::generic_category(), "mkdtemp");
+  }
+  ::mkdir(mount_point().c_str(), 0755);
+}
+
+BalloonMount::~BalloonMount() {
+  stop();
+  while (::umount2(mount_point().c_str(), MNT_DETACH) == 0) {
+  }
+  std::error_code ignored;
+  std::filesystem::remove_all(folder_, ignored);
+}
+
+bool BalloonMount::start(const std::string& options) {
+  const int log =
+      ::open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  pid_ = ::fork();
+  if (pid_ == 0) {
+    exec_program({BALLOONFS_PROGRAM, mount_point(), "-f", "-o", options}, log);
+  }
+  ::close(log);
+  const auto until = steady_clock::now() + std::chrono::seconds(30);
+  while (steady_clock::now() < until) {
+    int status = 0;
+    if (::waitpid(pid_, &status, WNOHANG) == pid_) {
+      pid_ = 0;
+      return false;
+    }
+    if (output().find("balloon on ") != std::string::npos && number("target_bytes") >= 0) {
+      return true;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return false;
+}
+
+int BalloonMount::stop() {
+  if (pid_ == 0) {
+    return -1;
+  }
+  ::kill(pid_, SIGTERM);
+  const int status = wait_end(15);
+  if (status < 0) {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+  return status;
+}
+
+int BalloonMount::wait_end(int seconds) {
+  const auto until = steady_clock::now() + std::chrono::seconds(seconds);
+  while (steady_clock::now() < until) {
+    int status = 0;
+    if (pid_ == 0 || ::waitpid(pid_, &status, WNOHANG) == pid_) {
+      pid_ = 0;
+      return exit_status(status);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return -1;
+}
+
+std::string BalloonMount::output() const { return read_all(folder_ + "/log"); }
+
+std::string BalloonMount::stats() const { return read_all(file("stats")); }
+
+long BalloonMount::number(const std::string& key) const {
+  const std::string text = stats();
+  const auto at = text.find("\"" + key + "\": ");
+  return at == std::string::npos ? -1 : std::atol(text.c_str() + at + key.size() + 4);
+}
+
+int BalloonMount::write(const std::string& name, const std::string& text) const {
+  const int fd = ::open(file(name).c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC);
+  if (fd < 0) {
+    return errno;
+  }
+  const ssize_t written = ::write(fd, text.data(), text.size());
+  const int error = written == static_cast<ssize_t>(text.size()) ? 0 : errno;
+  ::close(fd);
+  return error;
+}
+
+pid_t BalloonMount::child(const std::string& name) const {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string stat = read_all(entry.path() / "stat");
+    const auto open = stat.find('(');
+    const auto close = stat.rfind(')');
+    if (open == std::string::npos || stat.substr(open + 1, close - open - 1) != name) {
+      continue;
+    }
+    const int parent = std::atoi(stat.c_str() + close + 4);
+    if (parent == pid_ ||
+        (parent > 0 && parent == child("balloonfs-infl") && name != "balloonfs-infl")) {
+      return std::atoi(entry.path().filename().c_str());
+    }
+  }
+  return 0;
+}
+
+bool BalloonMount::is_mounted() const {
+  return read_all("/proc/self/mountinfo").find(" " + mount_point() + " ") != std::string::npos;
+}
+
+}  // namespace fileballoon::test
