@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 mapfile -t sources < <(git ls-files '*.h' '*.cc')
 clang-format --dry-run -Werror "${sources[@]}"
 
-git ls-files 'docs/man/*' | xargs -r mandoc -T lint -W warning
+git ls-files 'docs/man/*' | xargs -r mandoc -T lint -W error
 
 # Its standard error only counts the warnings in system headers that it does not show.
 mapfile -t units < <(git ls-files "${tidy[@]}" | grep '\.cc$')
