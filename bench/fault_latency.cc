@@ -130,25 +130,32 @@ void touch_all(OwnMemory& memory, const Case& c, Measured& result) {
     plans.push_back(plan(c, memory.pages(), t));
     latencies[t].assign(plans[t].size(), 0);
   }
-  std::barrier start(static_cast<std::ptrdiff_t>(c.threads) + 1);
+  std::barrier start(static_cast<std::ptrdiff_t>(c.threads));
+  // By the threads' own clocks: a starter that is scheduled late would measure too little.
+  std::vector<std::pair<Clock::time_point, Clock::time_point>> spans(c.threads);
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < c.threads; ++t) {
     threads.emplace_back([&, t] {
       start.arrive_and_wait();
+      spans[t].first = Clock::now();
       for (std::size_t i = 0; i < plans[t].size(); ++i) {
         auto* at = reinterpret_cast<volatile std::uint64_t*>(memory.page(plans[t][i]));
         const auto before = Clock::now();
         *at = 1;
         latencies[t][i] = static_cast<std::uint32_t>((Clock::now() - before).count());
       }
+      spans[t].second = Clock::now();
     });
   }
-  start.arrive_and_wait();
-  const auto begin = Clock::now();
   for (auto& thread : threads) {
     thread.join();
   }
-  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  auto [begin, end] = spans[0];
+  for (const auto& span : spans) {
+    begin = std::min(begin, span.first);
+    end = std::max(end, span.second);
+  }
+  const double seconds = std::chrono::duration<double>(end - begin).count();
   result.rates.push_back(static_cast<double>(memory.pages()) / seconds);
   for (const auto& some : latencies) {
     result.latencies_ns.insert(result.latencies_ns.end(), some.begin(), some.end());
