@@ -31,21 +31,21 @@ json::object error_reply(const json::value& id, RpcCode code, std::string_view m
 }
 
 /// One client.
-class Connection : public std::enable_shared_from_this<Connection> {
+class Connection final : public std::enable_shared_from_this<Connection>, public ControlClient {
  public:
   Connection(LocalSocket socket, Daemon& daemon, EventLog& events,
-             std::shared_ptr<std::size_t> clients)
+             std::shared_ptr<std::set<ControlClient*>> clients)
       : socket_(std::move(socket)),
         daemon_(daemon),
         events_(events),
         clients_(std::move(clients)),
         changed_(socket_.get_executor()) {
-    ++*clients_;
+    clients_->insert(this);
   }
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
-  ~Connection() {
-    --*clients_;
+  ~Connection() override {
+    clients_->erase(this);
     if (subscription_) {
       events_.unsubscribe(*subscription_);
     }
@@ -59,6 +59,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
         socket_.get_executor(), [self = shared_from_this()] { return self->write_loop(); },
         asio::detached);
   }
+  void close() override;
   /// Sends one line and closes.
   void reject(std::string_view message) {
     push(error_reply(nullptr, RpcCode::refused, message));
@@ -74,12 +75,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   [[nodiscard]] asio::awaitable<void> handle(std::string line);
   [[nodiscard]] json::value events(const json::object& params);
   void push(const json::object& object);
-  void close();
 
   LocalSocket socket_;
   Daemon& daemon_;
   EventLog& events_;
-  std::shared_ptr<std::size_t> clients_;
+  std::shared_ptr<std::set<ControlClient*>> clients_;
   Signal changed_;
   std::deque<std::string> outbox_;
   std::size_t backlog_ = 0;  // bytes in outbox_
@@ -234,7 +234,7 @@ ControlServer::ControlServer(asio::io_context& control, const Config& config, Da
       daemon_(daemon),
       events_(events),
       acceptor_(control),
-      clients_(std::make_shared<std::size_t>(0)) {}
+      clients_(std::make_shared<std::set<ControlClient*>>()) {}
 
 ControlServer::~ControlServer() = default;
 
@@ -321,7 +321,7 @@ asio::awaitable<void> ControlServer::accept_loop() {
       continue;
     }
     auto connection = std::make_shared<Connection>(std::move(socket), daemon_, events_, clients_);
-    if (*clients_ > config_.max_clients) {
+    if (clients_->size() > config_.max_clients) {
       connection->reject(fmt::format("too many clients ({}, max_clients in the configuration)",
                                      config_.max_clients));
     } else {
@@ -333,6 +333,9 @@ asio::awaitable<void> ControlServer::accept_loop() {
 void ControlServer::stop() {
   error_code ignored;
   acceptor_.close(ignored);
+  for (ControlClient* client : std::set<ControlClient*>(*clients_)) {
+    client->close();
+  }
   if (std::exchange(bound_, false)) {
     ::unlink(config_.socket.c_str());
   }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "host/asio.h"
@@ -13,6 +14,13 @@
 #include "uffd/unique_fd.h"
 
 namespace fileballoon::host {
+
+/// A connection, as the server sees it: something to close when the daemon ends.
+class ControlClient {
+ public:
+  virtual ~ControlClient() = default;
+  virtual void close() = 0;
+};
 
 class ControlServer {
  public:
@@ -29,7 +37,7 @@ class ControlServer {
   void lock();
   /// Binds and accepts from now on; lock() comes first. Throws std::runtime_error.
   void listen();
-  /// Accepts no more and removes the socket.
+  /// Accepts no more, closes every connection and removes the socket.
   void stop();
 
  private:
@@ -41,7 +49,7 @@ class ControlServer {
   EventLog& events_;
   UniqueFd lock_;
   asio::local::stream_protocol::acceptor acceptor_;
-  std::shared_ptr<std::size_t> clients_;
+  std::shared_ptr<std::set<ControlClient*>> clients_;
   bool bound_ = false;
 };
 

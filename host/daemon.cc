@@ -77,7 +77,8 @@ Daemon::Daemon(asio::io_context& control, Vm::Workers& workers, asio::thread_poo
       config_(config),
       events_(events),
       state_file_(config.state_dir),
-      save_timer_(control) {}
+      save_timer_(control),
+      look_timer_(control) {}
 
 Daemon::~Daemon() = default;
 
@@ -102,11 +103,10 @@ asio::awaitable<void> Daemon::start() {
 }
 
 asio::awaitable<void> Daemon::look_for_waiting() {
-  asio::steady_timer timer(control_);
   while (!stopping_) {
-    timer.expires_after(kLookInterval);
+    look_timer_.expires_after(kLookInterval);
     error_code ignored;
-    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+    co_await look_timer_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
     if (!stopping_) {
       co_await try_waiting();
     }
@@ -542,6 +542,8 @@ void Daemon::stop() {
     save();
   }
   stopping_ = true;
+  save_timer_.cancel();
+  look_timer_.cancel();
   for (const auto& [name, vm] : vms_) {
     vm->abandon();
   }

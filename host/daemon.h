@@ -84,6 +84,7 @@ class Daemon {
   StateFile state_file_;
   bool state_failing_ = false;
   asio::steady_timer save_timer_;
+  asio::steady_timer look_timer_;
   Vm::Clock::time_point last_save_{};
   bool save_due_ = false;
   std::map<std::string, std::shared_ptr<Vm>> vms_;

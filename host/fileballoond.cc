@@ -10,6 +10,7 @@
 #include <boost/asio/signal_set.hpp>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <thread>
@@ -22,6 +23,7 @@ namespace {
 
 constexpr int kExitFailure = 1;
 constexpr int kExitBadConfig = 2;
+constexpr std::chrono::seconds kStopPatience{2};
 
 struct CommandLine {
   std::string config_file;
@@ -105,15 +107,27 @@ int serve(const Config& config) {
     }
     spdlog::info("signal {}: stopping; guests keep their balloons", number);
     service_notify("STOPPING=1");
-    server.stop();
-    daemon.stop();
     control.stop();
   });
   int exit_status = 0;
   asio::co_spawn(control, bring_up(daemon, server, control, config, exit_status), asio::detached);
   control.run();
+  // Every coroutine ends by itself, so that none is torn down with what it refers to half gone.
+  server.stop();
+  daemon.stop();
+  error_code ignored;
+  signals.cancel(ignored);
+  control.restart();
+  control.run_for(kStopPatience);
   attachers.join();
   workers.join();
+  control.restart();
+  control.run_for(kStopPatience);
+  if (!control.stopped()) {
+    spdlog::warn("something did not stop in time; leaving it");
+    spdlog::shutdown();
+    std::_Exit(exit_status);
+  }
   return exit_status;
 }
 

@@ -271,7 +271,19 @@ TEST_F(Daemon, WhatCannotBeAttachedIsNamed) {
     return output.error;
   };
   EXPECT_THAT(refusal("a", 4'194'303, guest.socket()), HasSubstr("does not exist"));
-  EXPECT_THAT(refusal("a", daemon_.pid(), guest.socket()), HasSubstr("not a VMM"));
+  const pid_t sleeper_pid = ::fork();
+  if (sleeper_pid == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ::execl("/bin/sleep", "sleep", "60", nullptr);
+    ::_exit(127);
+  }
+  const Child sleeper(sleeper_pid);
+  ASSERT_TRUE(eventually([&] {
+    std::ifstream name("/proc/" + std::to_string(sleeper_pid) + "/comm");
+    std::string text;
+    return std::getline(name, text) && text == "sleep";
+  }));
+  EXPECT_THAT(refusal("a", sleeper.pid(), guest.socket()), HasSubstr("not a VMM"));
   const StandInVm private_vm(kRam, false);
   EXPECT_THAT(refusal("a", private_vm.pid(), guest.socket()),
               AllOf(HasSubstr("-object memory-backend-memfd,id=ram0,size="),
