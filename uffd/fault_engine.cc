@@ -333,6 +333,14 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_write_protect(
   if (!lock.owns_lock()) {
     return Answer::later;
   }
+  // Before the writer is woken, so that it finds the book right.
+  if (ram.objects()[region.object].lazy) {
+    (void)ram.frames(region.object)
+        .change(region.page_of(address), FrameState::absent, FrameState::backed);
+  }
+  // The pager was writing this page out: it finds the page changed and leaves it.
+  (void)ram.frames(region.object)
+      .change(region.page_of(address), FrameState::guarded, FrameState::backed);
   // Nobody is discarding this page now. Where it has been punched meanwhile, the retry arrives as
   // MISSING (kernel mode: is answered by the kernel).
   const UffdOutcome outcome =
@@ -344,13 +352,6 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_write_protect(
     ram.mark_lost(region.object);
     (void)ram.shard_of(region).wake({address, Bytes(kPageSize)});
   }
-  if (ram.objects()[region.object].lazy) {
-    (void)ram.frames(region.object)
-        .change(region.page_of(address), FrameState::absent, FrameState::backed);
-  }
-  // The pager was writing this page out: it finds the page changed and leaves it.
-  (void)ram.frames(region.object)
-      .change(region.page_of(address), FrameState::guarded, FrameState::backed);
   bump(counters_.write_protect);
   return Answer::done;
 }
