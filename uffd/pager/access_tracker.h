@@ -17,7 +17,7 @@ namespace fileballoon {
 
 enum class AccessMethod {
   /// Unmap pages from the VMM with process_madvise(MADV_PAGEOUT) and see which come back. Sees
-  /// reads and writes; a touched page costs the guest one minor fault of the kernel's (about 1 µs),
+  /// reads and writes; a touched page costs the guest one minor fault of the kernel's,
   /// no userfaultfd is involved. Without swap the kernel unmaps shared pages and cannot write them
   /// anywhere, so they stay in memory; with swap it would swap them out.
   unmap,
@@ -41,7 +41,7 @@ class AccessTracker {
     std::uint64_t accessed = 0;  ///< pages in use since the last look
     bool complete = true;        ///< false: the process is gone, or the kernel refused
   };
-  /// 0.2 to 0.4 µs for a page that is in use, 5 ns for any other.
+  /// Costs most for pages that are in use (`bench/pager_access` measures it).
   [[nodiscard]] Look look();
 
   [[nodiscard]] AccessMethod method() const { return method_; }

@@ -15,9 +15,9 @@ namespace fileballoon {
 
 class PageWriter {
  public:
-  /// Pages in one batch: a whole piece. Writing to a disk gains up to this length (0.2 GiB/s with
-  /// 64 pages a batch, 0.45 with 512, on a busy machine), compressing loses 3 % to the L2 cache.
-  /// Faults do not wait for a batch: its range is not locked while it is stored.
+  /// Pages in one batch: a whole piece. Writing to a disk gains up to this length; compressing
+  /// loses a little to the L2 cache. Faults do not wait for a batch: its range is not locked while
+  /// it is stored.
   static constexpr std::size_t kBatch = 512;
 
   struct Outcome {

@@ -1,6 +1,5 @@
 // Pagemap: which pages a process has mapped, seen from outside. PAGEMAP_SCAN where the kernel has
-// it (6.7; 2 to 5 ns a page measured on 6.18), else plain reads of /proc/PID/pagemap (about 40 ns a
-// page). For one thread at a time.
+// it (6.7), else plain reads of /proc/PID/pagemap, which are slower. For one thread at a time.
 #pragma once
 
 #include <sys/types.h>
