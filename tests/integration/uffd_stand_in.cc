@@ -74,8 +74,10 @@ void poller() {  // -ERESTARTNOHAND, with a signal mask of its own for the call
   }
 }
 
+// Opened before any thread runs, so that a count of the descriptors means something.
+const int epoll = ::epoll_create1(EPOLL_CLOEXEC);
+
 void epoller() {  // -EINTR after any stop
-  const int epoll = ::epoll_create1(EPOLL_CLOEXEC);
   for (;;) {
     epoll_event event{};
     if (::epoll_wait(epoll, &event, 1, 25) != 0) {
