@@ -75,12 +75,12 @@ void poller() {  // -ERESTARTNOHAND, with a signal mask of its own for the call
 }
 
 // Opened before any thread runs, so that a count of the descriptors means something.
-const int epoll = ::epoll_create1(EPOLL_CLOEXEC);
+const int kEpoll = ::epoll_create1(EPOLL_CLOEXEC);
 
 void epoller() {  // -EINTR after any stop
   for (;;) {
     epoll_event event{};
-    if (::epoll_wait(epoll, &event, 1, 25) != 0) {
+    if (::epoll_wait(kEpoll, &event, 1, 25) != 0) {
       fail("epoll_wait");
     }
     ++progress;
