@@ -179,8 +179,11 @@ void on_release(fuse_req_t req, fuse_ino_t ino, fuse_file_info* info) {
 }
 
 void reply_part(fuse_req_t req, const std::string& text, std::size_t size, off_t offset) {
-  const auto start = std::min(static_cast<std::size_t>(offset), text.size());
-  fuse_reply_buf(req, text.data() + start, std::min(size, text.size() - start));
+  // A copy: the reader has its answer before the reply returns here, and may close the file, which
+  // frees `text` in another thread.
+  const std::string part =
+      text.substr(std::min(static_cast<std::size_t>(offset), text.size()), size);
+  fuse_reply_buf(req, part.data(), part.size());
 }
 
 void reply_zeros(fuse_req_t req, std::size_t size) {
