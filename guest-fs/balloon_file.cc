@@ -51,10 +51,11 @@ void set_read_ahead(int fd, const char* kib) {
   }
 }
 
-UniqueFd open_balloon(int mount_fd) {
-  UniqueFd fd(::openat(mount_fd, "balloon", O_RDONLY | O_CLOEXEC));
+UniqueFd open_in(int mount_fd, const char* name) {
+  UniqueFd fd(::openat(mount_fd, name, O_RDONLY | O_CLOEXEC));
   if (!fd.is_open()) {
-    throw std::system_error(errno, std::generic_category(), "open the balloon file");
+    throw std::system_error(errno, std::generic_category(),
+                            std::string("open ") + name + " of the balloon's file system");
   }
   return fd;
 }
@@ -84,7 +85,7 @@ std::uint64_t count_by_mincore(int fd, Extent extent) {
 
 }  // namespace
 
-BalloonFile::BalloonFile(const std::string& mount_point) {
+BalloonFile::BalloonFile(const std::string& mount_point, PageChoice choice) {
   // Opened through a detached copy of the mount, so that the agent itself does not keep anybody
   // from unmounting it (open_tree(2), Linux 5.2).
   UniqueFd mount_fd(static_cast<int>(::syscall(SYS_open_tree, AT_FDCWD, mount_point.c_str(),
@@ -95,12 +96,18 @@ BalloonFile::BalloonFile(const std::string& mount_point) {
   if (!mount_fd.is_open()) {
     throw std::system_error(errno, std::generic_category(), "open " + mount_point);
   }
-  // An open file takes its read-ahead from the mount when it is opened. 256 pages is what one FUSE
-  // READ carries at most (Linux 4.20 to 6.18).
-  set_read_ahead(mount_fd.get(), "1024");
-  fill_fd_ = open_balloon(mount_fd.get());
-  set_read_ahead(mount_fd.get(), "0");
-  fd_ = open_balloon(mount_fd.get());
+  if (choice == PageChoice::small) {
+    why_small_ = "pages=small";
+  } else if (auto file = open_large_pages(open_in(mount_fd.get(), kImageFile).get())) {
+    fd_ = *std::move(file);
+    large_ = true;
+  } else {
+    why_small_ = file.error().message;
+    log_info("the balloon uses 4 KiB pages: " + why_small_);
+  }
+  if (!large_) {
+    open_small(mount_fd.get());
+  }
   // Mappings of a no-reuse file do not count as use: pages are not activated when they are unmapped
   // (vma_has_recency(), Linux 6.3). Older kernels ignore it; place_for_reclaim() still deactivates.
   ::posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_NOREUSE);
@@ -112,9 +119,32 @@ BalloonFile::BalloonFile(const std::string& mount_point) {
   }
 }
 
-void BalloonFile::prefetch(Extent extent) const {
-  ::posix_fadvise(fill_fd_.get(), static_cast<off_t>(extent.first.byte_offset()),
-                  static_cast<off_t>(extent.size().count()), POSIX_FADV_WILLNEED);
+void BalloonFile::open_small(int mount_fd) {
+  // An open file takes its read-ahead from the mount when it is opened: 1 MiB, so that one READ
+  // carries kReadPages; none where pages are mapped.
+  set_read_ahead(mount_fd, "1024");
+  fill_fd_ = open_in(mount_fd, "balloon");
+  set_read_ahead(mount_fd, "0");
+  fd_ = open_in(mount_fd, "balloon");
+}
+
+void BalloonFile::prefetch(Extent extent, bool whole) const {
+  if (!large_) {
+    ::posix_fadvise(fill_fd_.get(), static_cast<off_t>(extent.first.byte_offset()),
+                    static_cast<off_t>(extent.size().count()), POSIX_FADV_WILLNEED);
+    return;
+  }
+  const bool aligned = extent.count == kFolioPages && extent.first.index() % kFolioPages == 0;
+  if (whole && aligned && has_free_folios() && fill_folio(fd_.get(), extent.first.byte_offset())) {
+    return;
+  }
+  // The advice reads single pages, as many at a time as the default read-ahead (128 KiB).
+  constexpr std::uint64_t kAdvicePages = 32;
+  for (std::uint64_t done = 0; done < extent.count; done += kAdvicePages) {
+    const Extent part{extent.first + done, std::min(kAdvicePages, extent.count - done)};
+    ::posix_fadvise(fd_.get(), static_cast<off_t>(part.first.byte_offset()),
+                    static_cast<off_t>(part.size().count()), POSIX_FADV_WILLNEED);
+  }
 }
 
 std::uint64_t BalloonFile::resident(Extent extent) const {

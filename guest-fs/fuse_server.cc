@@ -32,21 +32,29 @@ namespace {
 constexpr double kForever = 86400.0 * 365;
 /// How long `cat stats` waits for fresh numbers before it shows the last ones.
 constexpr std::chrono::milliseconds kRefreshWait{100};
+/// What one READ asks for at most (Linux 4.20 to 6.18: 256 pages).
+constexpr std::size_t kMostReadPages = 256;
 constexpr std::size_t kServerStack = 256 * 1024;
 
 struct File {
   fuse_ino_t ino;
   const char* name;
   mode_t mode;
+  off_t size = 0;
 };
 constexpr fuse_ino_t kBalloon = 2;
 constexpr fuse_ino_t kTarget = 3;
 constexpr fuse_ino_t kFloor = 4;
 constexpr fuse_ino_t kStats = 5;
-constexpr std::array<File, 4> kFiles = {{{kBalloon, "balloon", 0400},
-                                         {kTarget, "target", 0644},
-                                         {kFloor, "floor", 0644},
-                                         {kStats, "stats", 0444}}};
+constexpr fuse_ino_t kImage = 6;
+constexpr std::array<File, 5> kFiles = {
+    {{kBalloon, "balloon", 0400, static_cast<off_t>(kBalloonFileSize)},
+     {kTarget, "target", 0644},
+     {kFloor, "floor", 0644},
+     {kStats, "stats", 0444},
+     {kImage, kImageFile, 0400, static_cast<off_t>(ErofsImage::kSize)}}};
+/// The last one is found by its name alone.
+constexpr std::size_t kListedFiles = kFiles.size() - 1;
 
 FuseServer& server_of(fuse_req_t req) { return *static_cast<FuseServer*>(fuse_req_userdata(req)); }
 
@@ -65,7 +73,7 @@ bool fill_attributes(fuse_ino_t ino, struct stat& status) {
     return false;
   }
   status.st_mode = S_IFREG | file->mode;
-  status.st_size = ino == kBalloon ? static_cast<off_t>(kBalloonFileSize) : 0;
+  status.st_size = file->size;
   return true;
 }
 
@@ -144,7 +152,7 @@ StatsText* fresh_stats(FuseServer& server) {
 void on_open(fuse_req_t req, fuse_ino_t ino, fuse_file_info* info) {
   FuseServer& server = server_of(req);
   const bool writes = (info->flags & O_ACCMODE) != O_RDONLY;
-  if (ino == kBalloon) {
+  if (ino == kBalloon || ino == kImage) {
     // A second reader could pin pages the agent does not know of, or read what was never told.
     if (writes || fuse_req_ctx(req)->pid != server.inflater()) {
       fuse_reply_err(req, EPERM);
@@ -202,10 +210,29 @@ void reply_zeros(fuse_req_t req, std::size_t size) {
   fuse_reply_iov(req, parts.data(), static_cast<int>(count));
 }
 
+/// In full, since a short reply would be filled with zeros: those are not holes.
+void reply_image(fuse_req_t req, std::size_t size, off_t offset) {
+  std::array<iovec, kMostReadPages + 1> parts;
+  std::size_t count = 0;
+  auto at = static_cast<std::uint64_t>(offset);
+  const std::uint64_t end = std::min(at + size, ErofsImage::kSize);
+  while (at < end && count < parts.size()) {
+    const auto page = ErofsImage::page(at / kPageSize);
+    const std::size_t skip = at % kPageSize;
+    const std::size_t length = std::min<std::uint64_t>(kPageSize - skip, end - at);
+    parts.at(count++) = {const_cast<std::byte*>(page.data()) + skip, length};
+    at += length;
+  }
+  fuse_reply_iov(req, parts.data(), static_cast<int>(count));
+}
+
 void on_read(fuse_req_t req, fuse_ino_t ino, std::size_t size, off_t offset, fuse_file_info* info) {
   switch (ino) {
     case kBalloon:
       reply_zeros(req, size);
+      return;
+    case kImage:
+      reply_image(req, size, offset);
       return;
     case kStats:
       reply_part(req, *reinterpret_cast<StatsText*>(info->fh), size, offset);
@@ -273,7 +300,7 @@ void on_readdir(fuse_req_t req, fuse_ino_t ino, std::size_t size, off_t offset, 
   std::array<char, 1024> buffer;
   const std::size_t room = std::min(size, buffer.size());
   std::size_t used = 0;
-  for (std::size_t i = static_cast<std::size_t>(offset); i < kFiles.size() + 2; ++i) {
+  for (std::size_t i = static_cast<std::size_t>(offset); i < kListedFiles + 2; ++i) {
     struct stat status {};
     const bool dot = i < 2;
     fill_attributes(dot ? FUSE_ROOT_ID : kFiles.at(i - 2).ino, status);

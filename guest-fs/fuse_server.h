@@ -1,7 +1,8 @@
 // FuseServer: the file system itself, on libfuse's low-level interface. One folder with four files:
-// `balloon` answers every read with zeros and belongs to the inflater alone, `target` and `floor`
-// are read and written as sizes, `stats` is a JSON object. It never touches the balloon's pages, so
-// it can answer under any memory pressure. Threads come from start(); callbacks run on them.
+// `balloon` answers every read with zeros and belongs to the inflater alone (as does a hidden
+// fifth, the image behind large pages), `target` and `floor` are read and written as sizes, `stats`
+// is a JSON object. It never touches the balloon's pages, so it can answer under any memory
+// pressure. Threads come from start(); callbacks run on them.
 #pragma once
 
 #include <pthread.h>

@@ -89,6 +89,29 @@ Bytes balloon_reserve(Bytes kernel_reserve, Bytes ram) {
   return kernel_reserve + std::clamp(share, Bytes::mib(8), Bytes::mib(64));
 }
 
+std::uint64_t free_blocks(const std::string& text, std::uint64_t pages) {
+  std::uint64_t sum = 0;
+  std::istringstream lines(text);
+  std::string line;
+  while (std::getline(lines, line)) {
+    // "Node 0, zone    DMA32      2      2 …": free blocks of 1, 2, 4, … pages.
+    std::istringstream words(line);
+    std::string node;
+    std::string number;
+    std::string word;
+    std::string zone;
+    words >> node >> number >> word >> zone;
+    if (node != "Node" || zone == "DMA") {
+      continue;
+    }
+    std::uint64_t count = 0;
+    for (std::uint64_t size = 1; words >> count; size *= 2) {
+      sum += size >= pages ? count * (size / pages) : 0;
+    }
+  }
+  return sum;
+}
+
 std::vector<FrameRange> parse_iomem(const std::string& text) {
   std::vector<FrameRange> ranges;
   std::istringstream lines(text);

@@ -30,9 +30,13 @@ struct MemoryInfo {
 [[nodiscard]] Bytes kernel_reserve(const std::string& text);
 
 /// What the balloon leaves free: the kernel's reserve plus a margin of 1/64 of RAM, at least 8 MiB
-/// and at most 64 MiB, so that a burst of allocations between two looks (a batch is 1 MiB, a look
-/// costs microseconds) does not reach the watermark.
+/// and at most 64 MiB, so that a burst of allocations between two looks (a batch is 2 MiB at most,
+/// a look costs microseconds) does not reach the watermark.
 [[nodiscard]] Bytes balloon_reserve(Bytes kernel_reserve, Bytes ram);
+
+/// Free blocks of at least `pages` (a power of two), each counted as often as it holds that many
+/// pages; without ZONE_DMA, which is not for page cache. `text`: the content of /proc/buddyinfo.
+[[nodiscard]] std::uint64_t free_blocks(const std::string& text, std::uint64_t pages);
 
 /// "System RAM" of /proc/iomem, in whole pages; empty where the kernel hides addresses.
 [[nodiscard]] std::vector<FrameRange> parse_iomem(const std::string& text);

@@ -107,17 +107,19 @@ Inflater::Inflater(InflaterConfig config, SharedBlock& shared, int control_fd)
       shared_(shared),
       control_fd_(control_fd),
       cache_kernel_(std::make_unique<LinuxCacheKernel>()),
-      file_(config_.mount_point),
+      file_(config_.mount_point, config_.pages),
       pipeline_(file_),
       placer_(file_),
       epoll_(make_epoll(control_fd_, pipeline_.read_ahead())),
       floor_(file_, config_.ram),
-      growth_(Pipeline::kBatchPages),
+      growth_(pipeline_.batch_pages()),
       link_(config_.channel, make_hello(config_), *this, epoll_.get(), kLinkTag),
       cache_progress_(make_progress_event(epoll_.get())),
       cache_(std::move(cache_kernel_), config_.cache,
              [fd = cache_progress_.get()] { ::eventfd_write(fd, 1); }) {
   scratch_.reserve(64);
+  stats_.large_pages = file_.has_large_pages() ? 1 : 0;
+  file_.why_small().copy(stats_.pages_note.data(), stats_.pages_note.size() - 1);
   say_cache_note();
 }
 
@@ -227,8 +229,8 @@ bool Inflater::follow_limits(const Limits& limits) {
   std::uint64_t above = resident_pages() > target ? resident_pages() - target : 0;
   // A floor that rises inside a full balloon takes its pages from the evictable part.
   if (above == 0 && link_.is_established() && missing_floor(limits) > 0 && evictable_pages_ > 0 &&
-      resident_pages() + Pipeline::kBatchPages > target) {
-    above = std::min(Pipeline::kBatchPages, missing_floor(limits));
+      resident_pages() + pipeline_.batch_pages() > target) {
+    above = std::min(pipeline_.batch_pages(), missing_floor(limits));
   }
   if (above == 0) {
     return false;
@@ -244,7 +246,11 @@ std::uint64_t Inflater::drop_evictable(std::uint64_t pages) {
   std::uint64_t gone = 0;
   std::size_t stubborn = 0;
   while (gone < pages && !evictable_.empty() && stubborn <= evictable_.extents().size()) {
-    const Extent extent = evictable_.pop_front(pages - gone);
+    // A folio goes whole: where that is more than asked for, small pages make up for it.
+    const std::uint64_t unit = file_.drop_pages();
+    const std::uint64_t first = evictable_.extents().front().first.index();
+    const std::uint64_t end = (first + pages - gone + unit - 1) / unit * unit;
+    const Extent extent = evictable_.pop_front(end - first);
     gone += file_.drop(extent);
     if (file_.resident(extent) > 0) {
       evictable_.push_back(extent);
@@ -283,6 +289,10 @@ bool Inflater::grow(const Limits& limits, Clock::time_point now) {
       next_locked_ = extent.end();
       pipeline_.fill(extent, true);
     } else {
+      const std::uint64_t unit = file_.drop_pages();
+      if (decision_.pages % unit == 0) {  // a folio lies at a multiple of its size
+        next_evictable_ = FilePage((next_evictable_.index() + unit - 1) / unit * unit);
+      }
       const Extent extent{next_evictable_, decision_.pages};
       next_evictable_ = extent.end();
       pipeline_.fill(extent, false);

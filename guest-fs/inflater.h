@@ -31,6 +31,7 @@ struct InflaterConfig {
   Bytes ram;                           ///< bounds the limits that a host may set
   std::vector<FrameRange> ram_ranges;  ///< for HELLO
   CacheMode cache = CacheMode::off;    ///< until the host chooses another
+  PageChoice pages = PageChoice::automatic;
 };
 
 class Inflater final : private HostLink::Handler {

@@ -48,6 +48,13 @@ std::optional<Error> parse_option(std::string_view option, Options& options, Siz
     options.cache = *mode;
     return std::nullopt;
   }
+  if (key == "pages") {
+    if (value != "auto" && value != "small") {
+      return Error{"option 'pages' is auto or small, not '" + std::string(value) + "'"};
+    }
+    options.pages = value == "small" ? PageChoice::small : PageChoice::automatic;
+    return std::nullopt;
+  }
   if (key == "ro") {
     return Error{"option 'ro': a read-only balloon could not take a target; leave it out"};
   }
@@ -55,8 +62,9 @@ std::optional<Error> parse_option(std::string_view option, Options& options, Siz
       std::find(kIgnored.begin(), kIgnored.end(), key) != kIgnored.end()) {
     return std::nullopt;
   }
-  return Error{"unknown option '" + std::string(key) +
-               "'; balloonfs knows channel=, target=, floor= and cache= (balloonfs --help)"};
+  return Error{
+      "unknown option '" + std::string(key) +
+      "'; balloonfs knows channel=, target=, floor=, cache= and pages= (balloonfs --help)"};
 }
 
 std::optional<Error> parse_list(std::string_view list, Options& options, Sizes& sizes) {
@@ -162,6 +170,9 @@ std::string_view usage() {
          "  -o cache=MODE       what happens to cold page cache: off, unmapped-first, proactive "
          "or\n"
          "                      epoch; default proactive, until the host chooses another\n"
+         "  -o pages=auto|small what the balloon is made of: folios of 2 MiB where the kernel has "
+         "them\n"
+         "                      (Linux 6.12 with EROFS), or 4 KiB pages; default auto\n"
          "  -f, --foreground    do not become a daemon; messages go to the terminal\n"
          "  -h, --help          this text\n"
          "  -V, --version       the version\n"

@@ -9,6 +9,7 @@
 
 #include "fileballoon/cold_cache.h"
 #include "fileballoon/limits.h"
+#include "guest-fs/balloon_file.h"
 #include "guest-fs/channel.h"
 
 namespace fileballoon::guest {
@@ -19,6 +20,7 @@ struct Options {
   ChannelAddress channel;
   Limits limits;
   CacheMode cache = CacheMode::proactive;
+  PageChoice pages = PageChoice::automatic;
   bool foreground = false;
   bool help = false;
   bool version = false;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdlib>
@@ -16,85 +17,85 @@ int null_device() {
   return fd.get();
 }
 
-std::array<UniqueFd, 2> make_pipe() {
-  std::array<int, 2> ends{};
-  if (::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
-    throw std::system_error(errno, std::generic_category(), "pipe2");
-  }
-  return {UniqueFd(ends[0]), UniqueFd(ends[1])};
-}
-
 }  // namespace
 
-PinPipe::PinPipe() {
-  auto ends = make_pipe();
-  read_end_ = std::move(ends[0]);
-  write_end_ = std::move(ends[1]);
-  constexpr int kPipeBytes = static_cast<int>(kCapacity * kPageSize);
-  if (::fcntl(write_end_.get(), F_SETPIPE_SZ, kPipeBytes) < 0) {
-    throw std::system_error(errno, std::generic_category(),
-                            "pipe of 1 MiB (is /proc/sys/fs/pipe-max-size lower?)");
+PinPipe::PinPipe(std::uint64_t pages) {
+  for (std::uint64_t room = 0; room < pages; room += kPagesPerPipe) {
+    std::array<int, 2> ends{};
+    if (::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
+      throw std::system_error(errno, std::generic_category(), "pipe2");
+    }
+    Pipe& pipe = pipes_.emplace_back(Pipe{UniqueFd(ends[0]), UniqueFd(ends[1])});
+    if (::fcntl(pipe.write_end.get(), F_SETPIPE_SZ, static_cast<int>(kPagesPerPipe * kPageSize)) <
+        0) {
+      throw std::system_error(errno, std::generic_category(),
+                              "pipe of 1 MiB (is /proc/sys/fs/pipe-max-size lower?)");
+    }
   }
   if (null_device() < 0) {
     throw std::system_error(ENOENT, std::generic_category(), "/dev/null");
   }
 }
 
-int PinPipe::pin(const void* address, std::uint64_t pages) {
-  std::uint64_t done = 0;
-  while (done < pages) {
-    iovec vector{
-        const_cast<char*>(static_cast<const char*>(address)) + done * kPageSize,
-        (pages - done) * kPageSize,
-    };
-    const ssize_t bytes = ::vmsplice(write_end_.get(), &vector, 1, SPLICE_F_NONBLOCK);
-    if (bytes > 0) {
-      done += static_cast<std::uint64_t>(bytes) / kPageSize;
-      pinned_ = done;
-      continue;
-    }
-    if (bytes < 0 && errno == EINTR) {
-      continue;
-    }
-    const int error = bytes < 0 ? errno : EFAULT;
-    release();
-    return error;
+std::uint64_t PinPipe::pinned() const {
+  std::uint64_t sum = 0;
+  for (const Pipe& pipe : pipes_) {
+    sum += pipe.pinned;
   }
-  return 0;
+  return sum;
+}
+
+template <class Take>
+int PinPipe::pin_by(std::uint64_t pages, Take&& take) {
+  for (Pipe& pipe : pipes_) {
+    while (pipe.pinned < kPagesPerPipe) {
+      const std::uint64_t done = pinned();
+      if (done >= pages) {
+        return 0;
+      }
+      const ssize_t bytes = take(pipe, done, std::min(pages - done, kPagesPerPipe - pipe.pinned));
+      if (bytes > 0) {
+        pipe.pinned += static_cast<std::uint64_t>(bytes) / kPageSize;
+      } else if (bytes == 0 || errno != EINTR) {
+        const int error = bytes < 0 ? errno : EFAULT;
+        release();
+        return error;
+      }
+    }
+  }
+  return pinned() >= pages ? 0 : ENOSPC;
+}
+
+int PinPipe::pin(const void* address, std::uint64_t pages) {
+  auto* const base = const_cast<char*>(static_cast<const char*>(address));
+  return pin_by(pages, [base](const Pipe& pipe, std::uint64_t first, std::uint64_t most) {
+    iovec vector{base + first * kPageSize, most * kPageSize};
+    return ::vmsplice(pipe.write_end.get(), &vector, 1, SPLICE_F_NONBLOCK);
+  });
 }
 
 int PinPipe::pin_file(int fd, std::uint64_t byte_offset, std::uint64_t pages) {
-  while (pinned_ < pages) {
-    auto offset = static_cast<off_t>(byte_offset + pinned_ * kPageSize);
-    const ssize_t bytes = ::splice(fd, &offset, write_end_.get(), nullptr,
-                                   (pages - pinned_) * kPageSize, SPLICE_F_NONBLOCK);
-    if (bytes > 0) {
-      pinned_ += static_cast<std::uint64_t>(bytes) / kPageSize;
-      continue;
-    }
-    if (bytes < 0 && errno == EINTR) {
-      continue;
-    }
-    const int error = bytes < 0 ? errno : EFAULT;
-    release();
-    return error;
-  }
-  return 0;
+  return pin_by(pages, [=](const Pipe& pipe, std::uint64_t first, std::uint64_t most) {
+    auto offset = static_cast<off_t>(byte_offset + first * kPageSize);
+    return ::splice(fd, &offset, pipe.write_end.get(), nullptr, most * kPageSize,
+                    SPLICE_F_NONBLOCK);
+  });
 }
 
 void PinPipe::release() {
-  while (pinned_ > 0) {
-    const ssize_t bytes = ::splice(read_end_.get(), nullptr, null_device(), nullptr,
-                                   pinned_ * kPageSize, SPLICE_F_NONBLOCK);
-    if (bytes <= 0) {
-      if (bytes < 0 && errno == EINTR) {
-        continue;
+  for (Pipe& pipe : pipes_) {
+    while (pipe.pinned > 0) {
+      const ssize_t bytes = ::splice(pipe.read_end.get(), nullptr, null_device(), nullptr,
+                                     pipe.pinned * kPageSize, SPLICE_F_NONBLOCK);
+      if (bytes <= 0) {
+        if (bytes < 0 && errno == EINTR) {
+          continue;
+        }
+        // A pipe that holds pages gives them; if not, only the end of the process lets go of them.
+        std::abort();
       }
-      // A pipe that holds pages gives them; if not, only the end of the process lets go of them.
-      std::abort();
+      pipe.pinned -= std::min(pipe.pinned, static_cast<std::uint64_t>(bytes) / kPageSize);
     }
-    const auto pages = static_cast<std::uint64_t>(bytes) / kPageSize;
-    pinned_ -= pages < pinned_ ? pages : pinned_;
   }
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "fileballoon/bytes.h"
 #include "guest-fs/unique_fd.h"
@@ -13,24 +14,37 @@ namespace fileballoon::guest {
 
 class PinPipe {
  public:
-  /// One pipe holds this many pages: /proc/sys/fs/pipe-max-size is 1 MiB by default.
-  static constexpr std::uint64_t kCapacity = 256;
+  static constexpr std::uint64_t kMostPages = 512;
+  /// One pipe of the kernel's holds this many: /proc/sys/fs/pipe-max-size is 1 MiB by default, and
+  /// more would need CAP_SYS_RESOURCE.
+  static constexpr std::uint64_t kPagesPerPipe = 256;
 
-  /// Throws std::system_error where pipes cannot be had.
-  PinPipe();
+  /// Room for `pages` pages, at most kMostPages. Throws std::system_error where pipes cannot be
+  /// had.
+  explicit PinPipe(std::uint64_t pages);
+
+  [[nodiscard]] std::uint64_t capacity() const { return pipes_.size() * kPagesPerPipe; }
 
   /// Pins the `pages` pages mapped at `address`, filling them from the file where they are not
   /// cached. 0 or an errno value (EFAULT: the file could not be read); on error nothing is pinned.
   [[nodiscard]] int pin(const void* address, std::uint64_t pages);
   /// The same by splice(2) from the file, without a mapping.
   [[nodiscard]] int pin_file(int fd, std::uint64_t byte_offset, std::uint64_t pages);
-  [[nodiscard]] std::uint64_t pinned() const { return pinned_; }
   void release();
 
  private:
-  UniqueFd read_end_;
-  UniqueFd write_end_;
-  std::uint64_t pinned_ = 0;
+  struct Pipe {
+    UniqueFd read_end;
+    UniqueFd write_end;
+    std::uint64_t pinned = 0;
+  };
+  [[nodiscard]] std::uint64_t pinned() const;
+  /// Takes pages until `pages` are held, each time by `take(pipe, first, most)`, which returns
+  /// bytes as splice(2) does.
+  template <class Take>
+  [[nodiscard]] int pin_by(std::uint64_t pages, Take&& take);
+
+  std::vector<Pipe> pipes_;
 };
 
 }  // namespace fileballoon::guest

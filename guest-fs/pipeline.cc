@@ -1,33 +1,24 @@
 #include "guest-fs/pipeline.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cerrno>
-#include <system_error>
 
 namespace fileballoon::guest {
-namespace {
-
-constexpr std::size_t kWindowBytes = Pipeline::kBatchPages * kPageSize;
-
-}  // namespace
 
 Pipeline::Pipeline(const BalloonFile& file)
-    : file_(file), lookup_(FrameLookup::open().value()), read_ahead_(file) {
-  window_ =
-      ::mmap(nullptr, kWindowBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (window_ == MAP_FAILED) {
-    throw std::system_error(errno, std::generic_category(), "address space of a batch");
+    : file_(file),
+      lookup_(FrameLookup::open().value()),
+      read_ahead_(file),
+      batch_pages_(file.batch_pages()),
+      most_filling_(kMostFillingPages / batch_pages_),
+      most_told_(kMostToldPages / batch_pages_),
+      window_(file, batch_pages_) {
+  for (std::size_t i = 0; i < most_filling_ + most_told_; ++i) {
+    slots_.push_back(std::make_unique<Batch>(batch_pages_));
+    slots_.back()->ranges.reserve(batch_pages_);
   }
-  for (std::size_t i = 0; i < kSlots; ++i) {
-    slots_.push_back(std::make_unique<Batch>());
-    slots_.back()->ranges.reserve(kBatchPages);
-  }
-  sorted_.reserve(kBatchPages);
+  sorted_.reserve(batch_pages_);
 }
-
-Pipeline::~Pipeline() { ::munmap(window_, kWindowBytes); }
 
 std::size_t Pipeline::count(Batch::State state) const {
   return static_cast<std::size_t>(std::count_if(
@@ -61,7 +52,7 @@ Batch* Pipeline::oldest(Batch::State state) {
 }
 
 bool Pipeline::can_fill() const {
-  return count(Batch::State::asked) + count(Batch::State::filled) < kMostFilling &&
+  return count(Batch::State::asked) + count(Batch::State::filled) < most_filling_ &&
          count(Batch::State::idle) > 0;
 }
 
@@ -72,7 +63,7 @@ void Pipeline::fill(Extent extent, bool for_floor) {
   batch.for_floor = for_floor;
   batch.order = ++order_;
   batch.rejected.reset();
-  read_ahead_.start(extent);
+  read_ahead_.start(extent, !for_floor);
 }
 
 void Pipeline::note_filled(std::size_t count) {
@@ -86,16 +77,16 @@ void Pipeline::note_filled(std::size_t count) {
 void Pipeline::collect() { note_filled(read_ahead_.finished()); }
 
 Batch* Pipeline::next_to_tell() {
-  return count(Batch::State::told) < kMostTold ? oldest(Batch::State::filled) : nullptr;
+  return count(Batch::State::told) < most_told_ ? oldest(Batch::State::filled) : nullptr;
 }
 
 int Pipeline::pin_and_look(Batch& batch) {
   const std::uint64_t pages = batch.extent.count;
-  if (map_window(batch.extent) == nullptr) {
+  if (!window_.show(batch.extent)) {
     drop(batch);
     return ENOMEM;
   }
-  int error = batch.pins.pin(window_, pages);
+  int error = batch.pins.pin(window_.address(), pages);
   const auto frames = std::span(batch.frames).first(pages);
   FrameLookup::Look look = FrameLookup::Look::not_present;
   // A pinned page can still be unmapped by reclaim between the pin and the look; mapping it again
@@ -106,14 +97,14 @@ int Pipeline::pin_and_look(Batch& batch) {
       break;
     }
     if (attempt > 0) {
-      error = ::madvise(window_, pages * kPageSize, MADV_POPULATE_READ) == 0 ? 0 : errno;
+      error = window_.populate();
     }
-    look = lookup_.look(window_, frames);
+    look = lookup_.look(window_.address(), frames);
   }
   if (error == 0 && look != FrameLookup::Look::all) {
     error = EIO;
   }
-  unmap_window();
+  window_.hide();
   if (error != 0) {
     drop(batch);
     return error;
@@ -121,23 +112,6 @@ int Pipeline::pin_and_look(Batch& batch) {
   sorted_.assign(frames.begin(), frames.end());
   coalesce(sorted_, batch.ranges);
   return 0;
-}
-
-std::byte* Pipeline::map_window(Extent extent) {
-  if (::mmap(window_, extent.size().count(), PROT_READ, MAP_SHARED | MAP_FIXED, file_.fd(),
-             static_cast<off_t>(extent.first.byte_offset())) == MAP_FAILED) {
-    return nullptr;
-  }
-  window_pages_ = extent.count;
-  return static_cast<std::byte*>(window_);
-}
-
-void Pipeline::unmap_window() {
-  // The mapping itself stays until the next one replaces it: one call less, no tables freed.
-  if (window_pages_ > 0) {
-    ::madvise(window_, window_pages_ * kPageSize, MADV_DONTNEED);
-    window_pages_ = 0;
-  }
 }
 
 void Pipeline::mark_told(Batch& batch, std::uint64_t name) {
@@ -157,24 +131,28 @@ Batch* Pipeline::find_told(std::uint64_t name) {
 std::uint64_t Pipeline::release(Batch& batch) {
   batch.pins.release();
   std::uint64_t dropped = 0;
-  if (batch.rejected.any()) {
-    for (std::uint64_t page = 0; page < batch.extent.count; ++page) {
-      if (batch.rejected.test(page)) {
-        dropped += file_.drop({batch.extent.first + page, 1});
-      }
+  // In runs: a folio goes whole or not at all.
+  for (std::uint64_t page = 0; page < batch.extent.count && batch.rejected.any();) {
+    std::uint64_t end = page;
+    while (end < batch.extent.count && batch.rejected.test(end)) {
+      ++end;
     }
+    if (end > page) {
+      dropped += file_.drop({batch.extent.first + page, end - page});
+    }
+    page = end + 1;
   }
   batch.state = Batch::State::idle;
   return dropped;
 }
 
 void Pipeline::drop(Batch& batch) {
-  unmap_window();
+  window_.hide();
   batch.pins.release();
-  if (batch.state == Batch::State::filled && map_window(batch.extent) != nullptr) {
+  if (batch.state == Batch::State::filled && window_.show(batch.extent)) {
     // A page that is still being answered is locked and would survive the drop: wait for it.
-    ::madvise(window_, batch.extent.size().count(), MADV_POPULATE_READ);
-    unmap_window();
+    static_cast<void>(window_.populate());
+    window_.hide();
   }
   file_.drop(batch.extent);
   batch.state = Batch::State::idle;

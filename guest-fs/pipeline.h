@@ -2,7 +2,7 @@
 // ReadAhead, answered by the file system), pinned, looked at, told (a report), and, once the host
 // has acknowledged that very batch, released. A page is pinned from before its frame is looked at
 // until after the acknowledgement, so the frame that was told is the frame that was discarded. The
-// number of pages that were filled and not acknowledged is bounded (kMostInFlight), because until
+// number of pages that were filled and not acknowledged is bounded, because until
 // then they cost the host memory. Called by the inflater's loop alone.
 #pragma once
 
@@ -15,6 +15,7 @@
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/extent.h"
 #include "guest-fs/frame_lookup.h"
+#include "guest-fs/page_window.h"
 #include "guest-fs/pin_pipe.h"
 #include "guest-fs/read_ahead.h"
 
@@ -33,32 +34,32 @@ struct Batch {
   bool for_floor = false;
   std::uint64_t order = 0;  ///< in which batches were started
   std::uint64_t name = 0;   ///< of its report
-  std::array<GuestFrame, PinPipe::kCapacity> frames;
+  std::array<GuestFrame, PinPipe::kMostPages> frames;
   std::vector<FrameRange> ranges;
-  std::bitset<PinPipe::kCapacity> rejected;  ///< pages the host did not discard
+  std::bitset<PinPipe::kMostPages> rejected;  ///< pages the host did not discard
   PinPipe pins;
+
+  explicit Batch(std::uint64_t pages) : pins(pages) {}
 };
 
 class Pipeline {
  public:
-  static constexpr std::uint64_t kBatchPages = PinPipe::kCapacity;
-  /// Batches before their report: one being allocated, one being answered, one to pin next.
-  static constexpr std::size_t kMostFilling = 4;
-  /// Reports without an answer. With those being filled, 8 MiB of host memory at most.
-  static constexpr std::size_t kMostTold = 4;
-  static constexpr std::size_t kSlots = kMostFilling + kMostTold;
-  static constexpr std::uint64_t kMostInFlight = kSlots * kBatchPages;
+  /// Pages that are filled before their report (some being allocated, some being answered, some to
+  /// pin next), and reported without an answer: together 8 MiB of host memory at most.
+  static constexpr std::uint64_t kMostFillingPages = 1024;
+  static constexpr std::uint64_t kMostToldPages = 1024;
 
   /// Throws std::system_error or std::runtime_error (no frame numbers).
   explicit Pipeline(const BalloonFile& file);
-  ~Pipeline();
   Pipeline(const Pipeline&) = delete;
   Pipeline& operator=(const Pipeline&) = delete;
 
+  /// Most pages of one batch.
+  [[nodiscard]] std::uint64_t batch_pages() const { return batch_pages_; }
   [[nodiscard]] const ReadAhead& read_ahead() const { return read_ahead_; }
 
   [[nodiscard]] bool can_fill() const;
-  /// Starts the next batch; only when can_fill(). `extent` holds at most kBatchPages.
+  /// Starts the next batch; only when can_fill(). `extent` holds at most batch_pages().
   void fill(Extent extent, bool for_floor);
   /// Notes what ReadAhead has done.
   void collect();
@@ -86,17 +87,16 @@ class Pipeline {
   [[nodiscard]] Batch* oldest(Batch::State state);
   void note_filled(std::size_t count);
   void drop(Batch& batch);
-  [[nodiscard]] std::byte* map_window(Extent extent);
-  void unmap_window();
-
   const BalloonFile& file_;
   FrameLookup lookup_;
   ReadAhead read_ahead_;
   std::vector<std::unique_ptr<Batch>> slots_;
   std::vector<GuestFrame> sorted_;
   std::uint64_t order_ = 0;
-  void* window_ = nullptr;  // address space of one batch
-  std::uint64_t window_pages_ = 0;
+  std::uint64_t batch_pages_;
+  std::size_t most_filling_;
+  std::size_t most_told_;
+  PageWindow window_;
 };
 
 }  // namespace fileballoon::guest

@@ -4,20 +4,29 @@
 
 namespace fileballoon::guest {
 
+Placer::Placer(const BalloonFile& file) : file_(file), window_(file, kGroup) {
+  for (std::uint64_t pages = 0; pages < kGroup; pages += file.batch_pages()) {
+    pipes_.emplace_back(file.batch_pages());
+  }
+}
+
 void Placer::place_some() {
   if (waiting_.empty()) {
     return;
   }
   const Extent group = waiting_.pop_front(kGroup);
-  if (file_.resident(group) != group.count) {
+  if (file_.resident(group) != group.count || !window_.show(group)) {
     return;
   }
   bool held = true;
-  for (std::uint64_t done = 0; held && done < group.count; done += PinPipe::kCapacity) {
-    const std::uint64_t pages = std::min(PinPipe::kCapacity, group.count - done);
-    held = pipes_.at(done / PinPipe::kCapacity)
-               .pin_file(file_.fd(), (group.first + done).byte_offset(), pages) == 0;
+  std::uint64_t done = 0;
+  for (PinPipe& pipe : pipes_) {
+    const std::uint64_t pages = std::min(pipe.capacity(), group.count - done);
+    held =
+        held && pipe.pin(static_cast<std::byte*>(window_.address()) + done * kPageSize, pages) == 0;
+    done += pages;
   }
+  window_.hide();
   if (held) {  // the advice would evict what is not pinned
     file_.place_for_reclaim(group);
   }

@@ -11,6 +11,7 @@
 
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/extent.h"
+#include "guest-fs/page_window.h"
 #include "guest-fs/pin_pipe.h"
 
 namespace fileballoon::guest {
@@ -22,7 +23,7 @@ class Placer {
   static constexpr std::uint64_t kGroup = 1024;
 
   /// Throws std::system_error.
-  explicit Placer(const BalloonFile& file) : file_(file), pipes_(kGroup / PinPipe::kCapacity) {}
+  explicit Placer(const BalloonFile& file);
 
   /// Pages that have become balloon.
   void add(Extent extent) { waiting_.push_back(extent); }
@@ -33,6 +34,7 @@ class Placer {
 
  private:
   const BalloonFile& file_;
+  PageWindow window_;
   std::vector<PinPipe> pipes_;
   ExtentList waiting_;
 };

@@ -18,6 +18,11 @@
 namespace fileballoon::guest {
 namespace {
 
+struct Order {
+  Extent extent;
+  bool whole = false;
+};
+
 struct Pipe {
   UniqueFd read_end;
   UniqueFd write_end;
@@ -72,25 +77,26 @@ void ReadAhead::serve(const BalloonFile& file, UniqueFd work, UniqueFd done) {
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     ::dup2(null.get(), fd);
   }
-  Extent extent;
+  Order order;
   while (true) {
-    const ssize_t got = ::read(work.get(), &extent, sizeof extent);
+    const ssize_t got = ::read(work.get(), &order, sizeof order);
     if (got < 0 && errno == EINTR) {
       continue;
     }
-    if (got != sizeof extent) {
+    if (got != sizeof order) {
       ::_exit(EXIT_SUCCESS);  // the inflater is gone
     }
-    file.prefetch(extent);
+    file.prefetch(order.extent, order.whole);
     if (::write(done.get(), "+", 1) != 1) {
       ::_exit(EXIT_FAILURE);
     }
   }
 }
 
-void ReadAhead::start(Extent extent) {
+void ReadAhead::start(Extent extent, bool whole) {
+  const Order order{extent, whole};
   // Atomic and without waiting: a pipe holds 64 KiB, and a handful are ever under way.
-  [[maybe_unused]] const ssize_t written = ::write(work_.get(), &extent, sizeof extent);
+  [[maybe_unused]] const ssize_t written = ::write(work_.get(), &order, sizeof order);
 }
 
 std::size_t ReadAhead::finished() {

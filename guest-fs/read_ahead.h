@@ -1,6 +1,7 @@
-// ReadAhead: a process that has the balloon file filled. It only asks the kernel to read ahead,
-// which allocates the pages and queues the reads; the file system's process answers them, and the
-// inflater maps, pins and looks at what is there: three stages that run on different CPUs. It is a
+// ReadAhead: a process that has the balloon file filled. With large pages it does all of it; with
+// small ones it asks the kernel to read ahead, which allocates the pages and queues the reads that
+// the file system's process answers. The inflater meanwhile maps, pins and looks at what is there:
+// stages that run on different CPUs. It is a
 // process and not a thread because the inflater maps and unmaps all the time, and every unmapping
 // would interrupt a CPU that runs another thread of the same address space. The inflater's loop
 // calls every function.
@@ -25,8 +26,9 @@ class ReadAhead {
   ReadAhead(const ReadAhead&) = delete;
   ReadAhead& operator=(const ReadAhead&) = delete;
 
-  /// Asks for `extent`; several may be under way, and they are served in order.
-  void start(Extent extent);
+  /// Asks for `extent`, as one folio if `whole` and possible; several may be under way, and they
+  /// are served in order.
+  void start(Extent extent, bool whole);
   /// How many of those that were started have been asked of the kernel, since the last call.
   [[nodiscard]] std::size_t finished();
   /// Readable when finished() has something to say.

@@ -41,6 +41,8 @@ struct AgentStats {
   std::uint64_t cache_state = 0;      ///< CacheState
   std::uint64_t cache_evicted_pages = 0;  ///< cold page cache taken
   std::uint64_t cache_pauses = 0;         ///< since eviction did harm
+  std::uint64_t large_pages = 0;          ///< 1: folios of 2 MiB, 0: pages of 4 KiB
+  std::array<char, 128> pages_note{};     ///< why the pages are small; ends with 0
   std::array<char, 320> cache_note{};     ///< what the kernel lacks for the mode; ends with 0
 };
 

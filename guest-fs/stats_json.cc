@@ -65,6 +65,8 @@ std::string stats_json(const AgentStats& stats, const Limits& limits, Bytes ram,
   object.add("failed_pages", stats.failed_pages);
   object.add("free_bytes", stats.free_bytes);
   object.add("reserve_bytes", stats.reserve_bytes);
+  object.add_text("pages", stats.large_pages != 0 ? "2M" : "4K");
+  object.add_text("pages_note", stats.pages_note.data());
   object.add_text("mode", to_string(static_cast<CacheMode>(stats.cache_mode)));
   object.add_text("cache_method", to_string(static_cast<ReclaimMethod>(stats.cache_method)));
   object.add_text("cache", to_string(static_cast<CacheState>(stats.cache_state)));

@@ -87,7 +87,8 @@ void detach_dead_mount(const std::string& mount_point) {
   }
   auto end = Inflater::End::stopped;
   try {
-    Inflater inflater({options.mount_point, options.channel, ram, std::move(ranges), options.cache},
+    Inflater inflater({options.mount_point, options.channel, ram, std::move(ranges), options.cache,
+                       options.pages},
                       shared, fd);
     if (!options.foreground) {
       leave_terminal();

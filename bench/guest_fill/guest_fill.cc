@@ -55,7 +55,7 @@ constexpr std::array kVariants = {
     Variant{.name = "place-every-batch", .place_group = 256},
 };
 
-constexpr std::uint64_t kBatch = PinPipe::kCapacity;
+constexpr std::uint64_t kBatch = 256;
 
 class Server {
  public:
@@ -144,10 +144,13 @@ class Step {
 
 void measure(const std::string& mount_point, const Variant& variant, std::uint64_t batches) {
   Server server(mount_point, variant);
-  BalloonFile file(mount_point);
+  BalloonFile file(mount_point, PageChoice::small);
   FrameLookup lookup = FrameLookup::open().value();
   const std::uint64_t group_size = std::max<std::uint64_t>(variant.place_group / kBatch, 1);
-  std::vector<PinPipe> pipes(group_size);
+  std::vector<PinPipe> pipes;
+  for (std::uint64_t i = 0; i < group_size; ++i) {
+    pipes.emplace_back(kBatch);
+  }
   std::array<GuestFrame, kBatch> frames;
   std::vector<GuestFrame> sorted;
   std::vector<FrameRange> ranges;
@@ -169,14 +172,14 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
   const auto start = Clock::now();
   if (variant.prefetch) {
     for (std::uint64_t i = 0; i < kAhead; ++i) {
-      prefetch.run([&] { file.prefetch(extent(i)); });
+      prefetch.run([&] { file.prefetch(extent(i), false); });
     }
   }
   for (std::uint64_t i = 0; i < batches; ++i) {
     if (variant.prefetch && i + kAhead < batches) {
-      prefetch.run([&] { file.prefetch(extent(i + kAhead)); });
+      prefetch.run([&] { file.prefetch(extent(i + kAhead), false); });
     } else if (!variant.prefetch) {
-      prefetch.run([&] { file.prefetch(extent(i)); });
+      prefetch.run([&] { file.prefetch(extent(i), false); });
     }
     PinPipe& pipe = pipes.at(i % group_size);
     if (variant.splice_file) {

@@ -47,11 +47,21 @@ class Balloonfs : public ::testing::Test {
   FakeHost host_{mount_.socket()};
 };
 
-TEST_F(Balloonfs, InflatesToTheHostsTargetAndReportsEveryPageOnce) {
+/// What concerns the pages themselves holds for both kinds of them.
+class BalloonfsPages : public Balloonfs, public ::testing::WithParamInterface<const char*> {
+ protected:
+  [[nodiscard]] std::string channel() const { return mount_.channel() + ",pages=" + GetParam(); }
+};
+INSTANTIATE_TEST_SUITE_P(, BalloonfsPages, ::testing::Values("auto", "small"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(BalloonfsPages, InflatesToTheHostsTargetAndReportsEveryPageOnce) {
   host_.set_limits({Bytes::mib(64), Bytes(0)});
-  ASSERT_TRUE(mount_.start(mount_.channel()));
+  ASSERT_TRUE(mount_.start(channel()));
   ASSERT_TRUE(resident(62, 64));
-  EXPECT_GE(host_.reported_pages(), Bytes::mib(62).whole_pages());
+  // What is on its way counts as resident, so the last reports may still come.
+  EXPECT_TRUE(
+      host_.wait_for([&] { return host_.reported_pages() >= Bytes::mib(62).whole_pages(); }));
   EXPECT_LE(host_.reported_pages(), Bytes::mib(66).whole_pages());
   // Frames are real ones, no report names one twice, and neighbours are one range.
   auto ranges = host_.all_ranges();
@@ -73,9 +83,9 @@ TEST_F(Balloonfs, InflatesToTheHostsTargetAndReportsEveryPageOnce) {
   }));
 }
 
-TEST_F(Balloonfs, ALowerTargetDropsPagesAndZeroDropsAll) {
+TEST_P(BalloonfsPages, ALowerTargetDropsPagesAndZeroDropsAll) {
   host_.set_limits({Bytes::mib(64), Bytes(0)});
-  ASSERT_TRUE(mount_.start(mount_.channel()));
+  ASSERT_TRUE(mount_.start(channel()));
   ASSERT_TRUE(resident(62, 64));
   EXPECT_EQ(mount_.write("target", "16M\n"), 0);
   EXPECT_TRUE(resident(14, 16));
@@ -84,11 +94,11 @@ TEST_F(Balloonfs, ALowerTargetDropsPagesAndZeroDropsAll) {
   EXPECT_GE(mount_.number("dropped_pages"), 60 * 256);
 }
 
-TEST_F(Balloonfs, WhatTheHostHasNotAcknowledgedIsPinnedAndBounded) {
+TEST_P(BalloonfsPages, WhatTheHostHasNotAcknowledgedIsPinnedAndBounded) {
   host_.answer_with(FakeHost::Answer::silence);
   host_.set_limits({Bytes::mib(64), Bytes(0)});
-  ASSERT_TRUE(mount_.start(mount_.channel()));
-  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 4; }));
+  ASSERT_TRUE(mount_.start(channel()));
+  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 2; }));
   // At most 8 MiB without an answer, and the agent goes on serving.
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   EXPECT_LE(mount_.number("in_flight_bytes"), 8 * kMib);
@@ -102,15 +112,15 @@ TEST_F(Balloonfs, WhatTheHostHasNotAcknowledgedIsPinnedAndBounded) {
   EXPECT_TRUE(resident(60, 64));
 }
 
-TEST_F(Balloonfs, ABatchLostWithItsChannelIsCancelledAndItsPagesAreLetGo) {
+TEST_P(BalloonfsPages, ABatchLostWithItsChannelIsCancelledAndItsPagesAreLetGo) {
   host_.answer_with(FakeHost::Answer::silence);
   host_.set_limits({Bytes::mib(64), Bytes(0)});
-  ASSERT_TRUE(mount_.start(mount_.channel()));
-  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 4; }));
+  ASSERT_TRUE(mount_.start(channel()));
+  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 2; }));
   host_.stop_listening();
   host_.hang_up();
   EXPECT_TRUE(resident(0, 0));  // nothing was acknowledged, so nothing is balloon
-  EXPECT_GE(mount_.number("cancelled_pages"), 4 * 256);
+  EXPECT_GE(mount_.number("cancelled_pages"), 2 * 256);
   EXPECT_NE(mount_.stats().find("no session with a host"), std::string::npos);
   // And a host that comes back is found.
   host_.answer_with(FakeHost::Answer::discarded);
@@ -119,10 +129,10 @@ TEST_F(Balloonfs, ABatchLostWithItsChannelIsCancelledAndItsPagesAreLetGo) {
   EXPECT_EQ(mount_.number("sessions"), 2);
 }
 
-TEST_F(Balloonfs, PagesThatTheHostSeesDataInAreNotKept) {
+TEST_P(BalloonfsPages, PagesThatTheHostSeesDataInAreNotKept) {
   host_.answer_with(FakeHost::Answer::not_zero);
   host_.set_limits({Bytes::mib(8), Bytes(0)});
-  ASSERT_TRUE(mount_.start(mount_.channel()));
+  ASSERT_TRUE(mount_.start(channel()));
   ASSERT_TRUE(host_.wait_for([&] { return mount_.number("not_zero_pages") >= 256; }));
   EXPECT_EQ(mount_.number("inflated_pages"), 0);
   EXPECT_TRUE(resident(0, 4));
@@ -131,9 +141,9 @@ TEST_F(Balloonfs, PagesThatTheHostSeesDataInAreNotKept) {
   EXPECT_TRUE(resident(0, 4));
 }
 
-TEST_F(Balloonfs, TheFloorIsLockedAndSurvivesWhatTakesTheRest) {
+TEST_P(BalloonfsPages, TheFloorIsLockedAndSurvivesWhatTakesTheRest) {
   host_.set_limits({Bytes::mib(48), Bytes::mib(16)});
-  ASSERT_TRUE(mount_.start(mount_.channel()));
+  ASSERT_TRUE(mount_.start(channel()));
   ASSERT_TRUE(resident(46, 48));
   EXPECT_EQ(mount_.number("locked_bytes"), 16 * kMib);
   std::ofstream("/proc/sys/vm/drop_caches") << "1\n";
@@ -148,6 +158,43 @@ TEST_F(Balloonfs, TheFloorIsLockedAndSurvivesWhatTakesTheRest) {
   EXPECT_EQ(mount_.write("floor", "32M"), 0);
   EXPECT_TRUE(host_.wait_for([&] { return mount_.number("locked_bytes") == 32 * kMib; }));
   EXPECT_TRUE(resident(46, 48));
+}
+
+TEST_P(BalloonfsPages, ATargetInsideAFolioIsMetToThePage) {
+  host_.set_limits({Bytes::mib(64), Bytes(0)});
+  ASSERT_TRUE(mount_.start(channel()));
+  ASSERT_TRUE(resident(62, 64));
+  const long target = 31 * kMib + 12 * 4096;
+  EXPECT_EQ(mount_.write("target", std::to_string(target)), 0);
+  EXPECT_TRUE(host_.wait_for([&] {
+    const long bytes = mount_.number("resident_bytes");
+    return bytes <= target && bytes >= target - kMib;
+  }));
+}
+
+TEST_F(Balloonfs, FoliosArriveAsOneRangeEach) {
+  host_.set_limits({Bytes::mib(64), Bytes(0)});
+  ASSERT_TRUE(mount_.start(mount_.channel()));
+  ASSERT_TRUE(resident(62, 64));
+  if (mount_.stats().find(R"("pages": "4K")") != std::string::npos) {
+    // The reason is shown where a user looks for it; the balloon works all the same.
+    EXPECT_EQ(mount_.stats().find(R"("pages_note": "")"), std::string::npos);
+    GTEST_SKIP() << "this kernel gives no large pages: " << mount_.stats();
+  }
+  std::uint64_t whole = 0;
+  for (const FrameRange& range : host_.all_ranges()) {
+    whole += range.first.number() % 512 == 0 && range.count % 512 == 0 ? range.count : 0;
+  }
+  // This machine's memory may be too fragmented for all of them.
+  EXPECT_GE(whole, Bytes::mib(32).whole_pages());
+}
+
+TEST_F(Balloonfs, SmallPagesAreUsedWhereAskedFor) {
+  host_.set_limits({Bytes::mib(8), Bytes(0)});
+  ASSERT_TRUE(mount_.start(mount_.channel() + ",pages=small"));
+  ASSERT_TRUE(resident(7, 8));
+  EXPECT_NE(mount_.stats().find(R"("pages": "4K", "pages_note": "pages=small")"), std::string::npos)
+      << mount_.stats();
 }
 
 TEST_F(Balloonfs, GarbageOnTheChannelEndsTheSessionAndNothingElse) {
@@ -283,6 +330,9 @@ TEST_F(BalloonfsRefuses, NoChannelDevice) {
   EXPECT_NE(mount_.output().find("virtserialport"), std::string::npos);  // the QEMU option
 }
 TEST_F(BalloonfsRefuses, UnknownOption) { refuses("channle=unix:/x", "unknown option 'channle'"); }
+TEST_F(BalloonfsRefuses, UnknownPages) {
+  refuses(mount_.channel() + ",pages=huge", "option 'pages' is auto or small, not 'huge'");
+}
 TEST_F(BalloonfsRefuses, BadSize) { refuses(mount_.channel() + ",target=12Q", "option 'target'"); }
 TEST_F(BalloonfsRefuses, FloorAboveTarget) {
   refuses(mount_.channel() + ",target=1M,floor=2M", "floor 2 MiB is above the target 1 MiB");

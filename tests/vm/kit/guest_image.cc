@@ -145,6 +145,7 @@ void write_initramfs(const std::string& path, const GuestKernel& kernel,
   archive.add_symlink("bin/mount.fuse.balloonfs", "/bin/balloonfs");
 
   ModuleOrder modules(kernel.modules);
+  if (options.erofs) modules.add("erofs");
   for (const std::string& name : options.modules) modules.add(name);
   int number = 10;
   for (const fs::path& module : modules.order()) {

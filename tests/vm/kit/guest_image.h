@@ -29,6 +29,8 @@ struct GuestKernel {
 [[nodiscard]] std::string ctl_path();     ///< fileballoonctl
 
 struct InitramfsOptions {
+  /// EROFS, for the balloon's large pages: a distribution's kernel finds it by itself.
+  bool erofs = true;
   /// By name, as in "virtio_balloon"; what they depend on is added.
   std::vector<std::string> modules;
   /// Further files: (path in the guest, path on the host, executable).
