@@ -72,6 +72,9 @@ class Vm {
 
  private:
   [[nodiscard]] std::vector<std::string> command_line(const GuestKernel& kernel) const;
+  void boot(const GuestKernel& kernel);
+  /// The guest died of a known defect of the emulator, not of anything of ours: boot again.
+  [[nodiscard]] bool broken_by_emulator() const;
   void connect();
   [[noreturn]] void fail(const std::string& what) const;
 
