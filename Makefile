@@ -6,7 +6,6 @@ JOBS  ?= $(shell nproc)
 PREFIX ?= /usr/local
 
 CMAKE_FLAGS = -G Ninja -DCMAKE_BUILD_TYPE=$(TYPE) -DCMAKE_INSTALL_PREFIX=$(PREFIX) \
-              -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
               -DFILEBALLOON_GUEST_KERNEL=$(abspath $(BUILD))/guest-kernel
 SOURCES = $(shell git ls-files '*.h' '*.cc')
 # Lets a pipe or CI stay quiet while a terminal sees progress.

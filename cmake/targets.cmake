@@ -46,9 +46,20 @@ function(fileballoon_test name)
   target_link_libraries(${name} PRIVATE fileballoon_options ${ARG_LIBS} GTest::gtest GTest::gmock
                         GTest::gtest_main)
   fileballoon_register_test(${name} ${ARG_LABELS})
-  set(properties LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+  # A busy machine lists the tests of a sanitized program later than in the 5 s of the default.
+  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60)
+
+  # The properties are set by a script of ours, run by ctest after the discovery. Passed through
+  # gtest_discover_tests(PROPERTIES), a list of labels comes apart there (CMake 3.25): its second
+  # item becomes the name of a property, and all properties after it are lost.
+  set(properties TIMEOUT ${ARG_TIMEOUT} SKIP_REGULAR_EXPRESSION [["\\[  SKIPPED \\]"]])
   if(ARG_SERIAL)
     list(APPEND properties RUN_SERIAL ON)
   endif()
-  gtest_discover_tests(${name} PROPERTIES ${properties} DISCOVERY_MODE PRE_TEST)
+  list(JOIN properties " " properties)
+  set(script ${CMAKE_CURRENT_BINARY_DIR}/${name}_properties.cmake)
+  file(CONFIGURE OUTPUT ${script} @ONLY CONTENT
+    [[set_tests_properties(${@name@_TESTS} PROPERTIES LABELS "@ARG_LABELS@" @properties@)
+]])
+  set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${script})
 endfunction()

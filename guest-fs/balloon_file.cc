@@ -46,14 +46,14 @@ void set_read_ahead(int fd, const char* kib) {
   const std::string path = "/sys/class/bdi/" + std::to_string(major(status.st_dev)) + ":" +
                            std::to_string(minor(status.st_dev)) + "/read_ahead_kb";
   const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  if (!file.is_open() || ::write(file.get(), kib, std::strlen(kib)) < 0) {
+  if (!file.valid() || ::write(file.get(), kib, std::strlen(kib)) < 0) {
     log_warning("cannot set " + path + " to " + kib + " (is /sys mounted?)");
   }
 }
 
 UniqueFd open_in(int mount_fd, const char* name) {
   UniqueFd fd(::openat(mount_fd, name, O_RDONLY | O_CLOEXEC));
-  if (!fd.is_open()) {
+  if (!fd.valid()) {
     throw std::system_error(errno, std::generic_category(),
                             std::string("open ") + name + " of the balloon's file system");
   }
@@ -90,10 +90,10 @@ BalloonFile::BalloonFile(const std::string& mount_point, PageChoice choice) {
   // from unmounting it (open_tree(2), Linux 5.2).
   UniqueFd mount_fd(static_cast<int>(::syscall(SYS_open_tree, AT_FDCWD, mount_point.c_str(),
                                                OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
-  if (!mount_fd.is_open()) {
+  if (!mount_fd.valid()) {
     mount_fd.reset(::open(mount_point.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   }
-  if (!mount_fd.is_open()) {
+  if (!mount_fd.valid()) {
     throw std::system_error(errno, std::generic_category(), "open " + mount_point);
   }
   if (choice == PageChoice::small) {

@@ -9,10 +9,10 @@
 #include <string>
 
 #include "fileballoon/bytes.h"
+#include "fileballoon/unique_fd.h"
 #include "guest-fs/erofs_image.h"
 #include "guest-fs/extent.h"
 #include "guest-fs/large_pages.h"
-#include "guest-fs/unique_fd.h"
 
 namespace fileballoon::guest {
 

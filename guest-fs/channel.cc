@@ -114,14 +114,14 @@ int Channel::open() {
         return ENODEV;
       }
       fd_.reset(::open(device->c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY));
-      return fd_.is_open() ? 0 : errno;
+      return fd_.valid() ? 0 : errno;
     }
     case ChannelAddress::Kind::unix_socket: {
       fd_.reset(::socket(AF_UNIX, kSocketFlags, 0));
       sockaddr_un address{};
       address.sun_family = AF_UNIX;
       std::memcpy(address.sun_path, address_.path.data(), address_.path.size());
-      if (fd_.is_open() &&
+      if (fd_.valid() &&
           ::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
         return 0;
       }
@@ -133,7 +133,7 @@ int Channel::open() {
       address.svm_family = AF_VSOCK;
       address.svm_cid = address_.cid;
       address.svm_port = address_.port;
-      if (fd_.is_open() &&
+      if (fd_.valid() &&
           (::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 ||
            errno == EINPROGRESS)) {
         return 0;

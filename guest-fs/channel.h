@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "fileballoon/result.h"
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 
@@ -55,7 +55,7 @@ class Channel {
   /// Opens or connects. 0 or an errno value; EINPROGRESS counts as open (writes will block).
   [[nodiscard]] int open();
   void close() { fd_.reset(); }
-  [[nodiscard]] bool is_open() const { return fd_.is_open(); }
+  [[nodiscard]] bool is_open() const { return fd_.valid(); }
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] const ChannelAddress& address() const { return address_; }
 

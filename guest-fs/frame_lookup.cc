@@ -17,7 +17,7 @@ constexpr std::uint64_t kFrameMask = (std::uint64_t{1} << 55) - 1;
 
 Result<FrameLookup> FrameLookup::open() {
   UniqueFd fd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-  if (!fd.is_open()) {
+  if (!fd.valid()) {
     return Error{std::string("cannot open /proc/self/pagemap: ") + std::strerror(errno) +
                  "; mount /proc and use a kernel with CONFIG_PROC_PAGE_MONITOR"};
   }

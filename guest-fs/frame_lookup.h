@@ -9,7 +9,7 @@
 
 #include "fileballoon/frame.h"
 #include "fileballoon/result.h"
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 

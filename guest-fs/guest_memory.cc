@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 
@@ -170,7 +170,7 @@ std::string read_file(const std::string& path) {
   std::string text;
   std::array<char, 4096> buffer;
   ssize_t got = 0;
-  while (fd.is_open() && (got = ::read(fd.get(), buffer.data(), buffer.size())) > 0) {
+  while (fd.valid() && (got = ::read(fd.get(), buffer.data(), buffer.size())) > 0) {
     text.append(buffer.data(), static_cast<std::size_t>(got));
   }
   return text;

@@ -58,7 +58,7 @@ UniqueFd make_epoll(int control_fd, const ReadAhead& read_ahead) {
     epoll_event event{};
     event.events = events;
     event.data.u64 = tag;
-    if (!epoll.is_open() || ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+    if (!epoll.valid() || ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
       throw std::system_error(errno, std::generic_category(), "epoll");
     }
   };
@@ -74,7 +74,7 @@ UniqueFd make_progress_event(int epoll_fd) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLET;
   event.data.u64 = kCacheTag;
-  if (!progress.is_open() || ::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, progress.get(), &event) != 0) {
+  if (!progress.valid() || ::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, progress.get(), &event) != 0) {
     throw std::system_error(errno, std::generic_category(), "eventfd");
   }
   return progress;

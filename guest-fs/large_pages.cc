@@ -32,7 +32,7 @@ int configure(int fs, unsigned command, const char* key, const char* value) {
 Result<UniqueFd> open_large_pages(int image_fd) {
   // fsopen(2) asks for the module where EROFS is one.
   const UniqueFd fs(static_cast<int>(::syscall(SYS_fsopen, "erofs", FSOPEN_CLOEXEC)));
-  if (!fs.is_open()) {
+  if (!fs.valid()) {
     return failed(errno == ENODEV ? "this kernel has no EROFS (CONFIG_EROFS_FS, module erofs)"
                                   : "fsopen erofs");
   }
@@ -47,11 +47,11 @@ Result<UniqueFd> open_large_pages(int image_fd) {
   }
   const UniqueFd mount(static_cast<int>(
       ::syscall(SYS_fsmount, fs.get(), FSMOUNT_CLOEXEC, MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSUID)));
-  if (!mount.is_open()) {
+  if (!mount.valid()) {
     return failed("fsmount EROFS");
   }
   UniqueFd file(::openat(mount.get(), ErofsImage::kFileName, O_RDONLY | O_CLOEXEC));
-  if (!file.is_open()) {
+  if (!file.valid()) {
     return failed("open the file of the EROFS image");
   }
   return file;

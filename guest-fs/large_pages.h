@@ -4,7 +4,7 @@
 #pragma once
 
 #include "fileballoon/result.h"
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 

@@ -17,7 +17,7 @@
 #include <mutex>
 #include <string>
 
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 namespace {
@@ -49,7 +49,7 @@ bool syslog_daemon_listens() {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strcpy(address.sun_path, "/dev/log");
-  return fd.is_open() &&
+  return fd.valid() &&
          ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
 }
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "fileballoon/bytes.h"
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 

@@ -10,8 +10,8 @@
 #include <cstring>
 #include <string>
 
+#include "fileballoon/unique_fd.h"
 #include "guest-fs/log.h"
-#include "guest-fs/unique_fd.h"
 
 #ifndef PR_SET_IO_FLUSHER
 #define PR_SET_IO_FLUSHER 57
@@ -23,7 +23,7 @@ void protect_process() {
   // One arena: every further one would be 64 MiB of address space and some pages of its own.
   ::mallopt(M_ARENA_MAX, 1);
   const UniqueFd score(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
-  if (!score.is_open() || ::write(score.get(), "-1000", 5) != 5) {
+  if (!score.valid() || ::write(score.get(), "-1000", 5) != 5) {
     log_warning("cannot protect the agent from the OOM killer (oom_score_adj): " +
                 std::string(std::strerror(errno)));
   }

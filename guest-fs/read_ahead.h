@@ -11,9 +11,9 @@
 
 #include <cstdint>
 
+#include "fileballoon/unique_fd.h"
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/extent.h"
-#include "guest-fs/unique_fd.h"
 
 namespace fileballoon::guest {
 

@@ -10,7 +10,7 @@
 
 #include "fileballoon/growth.h"
 #include "fileballoon/limits.h"
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 

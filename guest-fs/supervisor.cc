@@ -152,7 +152,7 @@ class Supervisor {
     ::pthread_sigmask(SIG_BLOCK, &signals, &old_signals_);
     signals_.reset(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
     ended_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!signals_.is_open() || !ended_.is_open()) {
+    if (!signals_.valid() || !ended_.valid()) {
       throw std::system_error(errno, std::generic_category(), "signalfd, eventfd");
     }
   }

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "fileballoon/ram_layout.h"
+#include "fileballoon/unique_fd.h"
 #include "host/ram_owner.h"
 #include "host/vm_spec.h"
-#include "uffd/unique_fd.h"
 
 namespace fileballoon::host {
 

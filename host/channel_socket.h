@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "fileballoon/result.h"
-#include "uffd/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::host {
 

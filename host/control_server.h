@@ -9,9 +9,9 @@
 #include <set>
 #include <string>
 
+#include "fileballoon/unique_fd.h"
 #include "host/asio.h"
 #include "host/daemon.h"
-#include "uffd/unique_fd.h"
 
 namespace fileballoon::host {
 

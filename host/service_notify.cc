@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "uffd/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::host {
 

@@ -77,6 +77,8 @@ Vm::Vm(asio::io_context& control, Workers& workers, EventLog& events, Attachment
       pidfd_(control, attachment.pidfd.release()),
       session_(random_session_id, *layout_, *this),
       limits_(limits),
+      deflation_(std::make_shared<VmDeflation>(control, events, spec_.name, ram_size_,
+                                               ram_->keeper_socket())),
       changed_(control.get_executor()) {
   session_.set_limits({limits_, epoch_});
 }
@@ -94,6 +96,7 @@ void Vm::start(std::function<void()> on_gone) {
       asio::detached);
   asio::co_spawn(
       control_, [self = shared_from_this()] { return self->watch_vmm(); }, asio::detached);
+  deflation_->start();
 }
 
 asio::awaitable<void> Vm::keep_channel(LocalSocket first) {
@@ -165,6 +168,7 @@ void Vm::release_ram() {
 
 void Vm::abandon() {
   stopping_ = true;
+  deflation_->stop();
   release_ram();
   error_code ignored;
   pidfd_.close(ignored);
@@ -177,6 +181,7 @@ void Vm::abandon() {
 asio::awaitable<void> Vm::detach() {
   const auto self = shared_from_this();
   stopping_ = true;
+  deflation_->stop();
   on_gone_ = nullptr;
   error_code ignored;
   pidfd_.close(ignored);
@@ -247,6 +252,7 @@ void Vm::on_established(const wire::Hello& /*hello*/, bool rebooted) {
   cancelled_ = std::make_shared<std::atomic<bool>>(false);
   guest_stats_.clear();
   guest_stats_at_.reset();
+  deflation_->forget_guest();
   if (rebooted) {
     events_.publish_from_guest(Severity::info, "guest-rebooted", spec_.name,
                                "the guest has booted anew; its balloon starts empty");
@@ -302,11 +308,15 @@ void Vm::on_stats(const wire::Stats& stats) {
       guest_stats_[stat.key] = *value;
     }
   }
+  if (const auto resident = stats.find(wire::StatKey::resident_pages)) {
+    deflation_->guest_holds(*resident, limits_.target.whole_pages());
+  }
   guest_stats_at_ = Clock::now();
 }
 
 void Vm::on_deflated(const wire::Deflated& deflated) {
   guest_stats_[wire::StatKey::resident_pages] = deflated.resident.whole_pages();
+  deflation_->guest_holds(deflated.resident.whole_pages(), limits_.target.whole_pages());
   guest_stats_at_ = Clock::now();
 }
 
@@ -361,6 +371,7 @@ boost::json::object Vm::stats() const {
                                           {"established", session_.is_established()},
                                           {"last_error", no_channel_because_}};
   object["guest"] = guest_numbers();
+  object["deflation"] = deflation_->report();
   object["counters"] = boost::json::object{
       {"reports", counters_.reports},          {"frames_discarded", counters_.discarded},
       {"frames_not_zero", counters_.not_zero}, {"frames_refused", counters_.refused},

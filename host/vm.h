@@ -20,6 +20,7 @@
 #include "host/channel.h"
 #include "host/event_log.h"
 #include "host/guest_session.h"
+#include "host/vm_deflation.h"
 
 namespace fileballoon::host {
 
@@ -62,6 +63,8 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   [[nodiscard]] const Limits& limits() const { return limits_; }
   [[nodiscard]] const VmCounters& counters() const { return counters_; }
   [[nodiscard]] Bytes ram_size() const { return ram_size_; }
+  /// What the guest takes back from its balloon: total since attach, rate, whether it is fast.
+  [[nodiscard]] const DeflationMeter& deflation() const { return deflation_->meter(); }
   /// Allocated blocks, now.
   [[nodiscard]] Bytes footprint() const;
   /// Takes effect at once where a session stands, else when one does.
@@ -118,6 +121,7 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   VmCounters counters_;
   std::map<wire::StatKey, std::uint64_t> guest_stats_;
   std::optional<Clock::time_point> guest_stats_at_;
+  std::shared_ptr<VmDeflation> deflation_;
   std::shared_ptr<std::atomic<bool>> cancelled_;  // of the running session
   std::size_t work_in_flight_ = 0;
   bool stopping_ = false;

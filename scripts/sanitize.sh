@@ -19,8 +19,7 @@ run() {  # PRESET TARGET CTEST-ARGUMENT...
   local preset=$1 target=$2
   shift 2
   echo "== $preset"
-  cmake -S "$top" -B "$dir/$preset" --preset "$preset" \
-    -DCMAKE_CXX_COMPILER_LAUNCHER=ccache >/dev/null
+  cmake -S "$top" -B "$dir/$preset" --preset "$preset" >/dev/null
   ninja -C "$dir/$preset" -j "$jobs" --quiet "$target"
   # Without address randomisation: GCC 12's runtimes now and then cannot place their shadow memory
   # where a kernel randomises much of the address space, and hang before main().

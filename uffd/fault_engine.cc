@@ -80,7 +80,7 @@ class FaultEngine::Reader {
   struct Counters {
     std::atomic<std::uint64_t> missing{0}, minor{0}, write_protect{0}, shared{0}, sequential{0},
         window_used{0}, window_unused{0}, foreign{0}, deferred{0}, removes{0}, reads{0}, sleeps{0},
-        refaulted{0}, dropped{0};
+        refaulted{0}, deflated{0}, dropped{0};
   };
   [[nodiscard]] const Counters& counters() const { return counters_; }
   [[nodiscard]] const LatencyHistogram& latency() const { return latency_; }
@@ -421,6 +421,9 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam
     counters_.sequential.store(window_.counters().sequential, std::memory_order_relaxed);
     counters_.window_used.store(window_.counters().used, std::memory_order_relaxed);
     counters_.window_unused.store(window_.counters().unused, std::memory_order_relaxed);
+    if (state == FrameState::absent) {
+      bump(counters_.deflated, outcome.count);
+    }
     report(region.object, outcome.first, outcome.count);
   }
   return Answer::done;
@@ -491,6 +494,14 @@ std::uint64_t FaultEngine::refaulted_pages() const {
   std::uint64_t sum = 0;
   for (const auto& reader : readers_) {
     sum += reader->counters().refaulted.load(std::memory_order_relaxed);
+  }
+  return sum;
+}
+
+std::uint64_t FaultEngine::deflated_pages() const {
+  std::uint64_t sum = 0;
+  for (const auto& reader : readers_) {
+    sum += reader->counters().deflated.load(std::memory_order_relaxed);
   }
   return sum;
 }

@@ -105,8 +105,10 @@ class FaultEngine {
   ~FaultEngine();
 
   [[nodiscard]] EngineStats stats() const;
-  /// Refaulted (deflated) pages since start: what DEFLATED is to the silent guest.
+  /// Pages brought back since start, paged-in ones included.
   [[nodiscard]] std::uint64_t refaulted_pages() const;
+  /// Of these, pages that the guest took back from its balloon: implicit deflation.
+  [[nodiscard]] std::uint64_t deflated_pages() const;
 
   /// Ranges refaulted since the last call, oldest first, to `visit(object, HostRange)`. Returns
   /// false where some were dropped because nobody drained in time (look at FrameMap then). One

@@ -14,8 +14,8 @@
 
 #include "fileballoon/frame.h"
 #include "fileballoon/result.h"
+#include "fileballoon/unique_fd.h"
 #include "uffd/process.h"
-#include "uffd/unique_fd.h"
 
 namespace fileballoon {
 

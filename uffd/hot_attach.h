@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "fileballoon/result.h"
+#include "fileballoon/unique_fd.h"
 #include "uffd/process.h"
-#include "uffd/unique_fd.h"
 #include "uffd/userfaultfd.h"
 
 namespace fileballoon {

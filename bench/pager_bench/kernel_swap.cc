@@ -19,8 +19,8 @@
 #include <random>
 #include <thread>
 
+#include "fileballoon/unique_fd.h"
 #include "tests/unit/store_pages.h"
-#include "uffd/unique_fd.h"
 
 namespace fileballoon::bench {
 namespace {

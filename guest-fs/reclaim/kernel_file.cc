@@ -44,7 +44,7 @@ std::string read_kernel_file(const std::string& path) {
   std::string text;
   std::array<char, 8192> buffer;
   ssize_t got = 0;
-  while (fd.is_open() && (got = ::read(fd.get(), buffer.data(), buffer.size())) > 0) {
+  while (fd.valid() && (got = ::read(fd.get(), buffer.data(), buffer.size())) > 0) {
     text.append(buffer.data(), static_cast<std::size_t>(got));
   }
   return text;
@@ -52,7 +52,7 @@ std::string read_kernel_file(const std::string& path) {
 
 int write_kernel_file(const std::string& path, std::string_view text) {
   const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  if (!fd.is_open()) {
+  if (!fd.valid()) {
     return errno;
   }
   return ::write(fd.get(), text.data(), text.size()) < 0 ? errno : 0;
@@ -60,7 +60,7 @@ int write_kernel_file(const std::string& path, std::string_view text) {
 
 int can_write(const std::string& path) {
   const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  return fd.is_open() ? 0 : errno;
+  return fd.valid() ? 0 : errno;
 }
 
 std::string find_mount(std::string_view mountinfo, std::string_view type, std::string_view option) {
@@ -95,10 +95,9 @@ Result<KernelMount> open_kernel_mount(const std::string& type) {
     return KernelMount{mounted, {}};
   }
   const UniqueFd context(::fsopen(type.c_str(), FSOPEN_CLOEXEC));
-  if (context.is_open() &&
-      ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) == 0) {
+  if (context.valid() && ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) == 0) {
     UniqueFd mount(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
-    if (mount.is_open()) {
+    if (mount.valid()) {
       std::string path = "/proc/self/fd/" + std::to_string(mount.get());
       return KernelMount{std::move(path), std::move(mount)};
     }

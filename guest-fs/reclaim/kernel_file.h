@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "fileballoon/result.h"
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 

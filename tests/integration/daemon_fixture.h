@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "fileballoon/session.h"
+#include "fileballoon/unique_fd.h"
 #include "fileballoon/wire.h"
 #include "host/json_line_client.h"
-#include "uffd/unique_fd.h"
 
 namespace fileballoon::host {
 

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "daemon_fixture.h"
+#include "uffd_stand_in.h"
 
 namespace fileballoon::host {
 namespace {
@@ -158,6 +159,61 @@ TEST_F(Daemon, WithRefaultsByUffdADiscardedFrameComesBackAsZeroAlsoWithoutTheDae
   ASSERT_TRUE(guest.expect<wire::Ack>()) << "the daemon works with the keeper that it left behind";
   EXPECT_EQ(ctl({"detach", "vm1"}).status, 0);
   EXPECT_FALSE(has_event("detach-incomplete", "vm1"));
+}
+
+TEST_F(Daemon, AFastDeflateIsAnEventAsItHappens) {
+  fileballoon::testing::StandIn vmm({"--quiet"});
+  ASSERT_EQ(vmm.ask("zero 0 8192"), "ok");
+  start();
+  const Output done = ctl({"attach", "vm1", "--pid", std::to_string(vmm.pid()), "--channel",
+                           guest.socket(), "--refault", "uffd"});
+  ASSERT_EQ(done.status, 0) << done.error;
+  ASSERT_TRUE(guest.connect());
+  guest.send(wire::Report{{{GuestFrame(0), 8192}}});
+  const auto ack = guest.expect<wire::Ack>();
+  ASSERT_TRUE(ack);
+  ASSERT_EQ(ack->outcomes[0].discarded, 8192U);
+  auto follower = JsonLineClient::connect(path("control.sock"));
+  ASSERT_TRUE(follower && follower->call("events", {{"follow", true}}));
+
+  ASSERT_EQ(vmm.ask("fill 0 8192"), "ok");  // the guest wants its memory back
+  const auto next = [&]() -> std::string {
+    const auto event = follower->next_notification();
+    return event ? std::string(event->at("params").at("event").as_string()) : event.error().message;
+  };
+  std::string kind = next();
+  if (kind == "deflating") {  // the first look may see the beginning only
+    kind = next();
+  }
+  EXPECT_EQ(kind, "deflating-fast");
+  EXPECT_EQ(next(), "deflated");
+  const json::object deflation = stats("vm1").at("deflation").as_object();
+  EXPECT_EQ(deflation.at("total_bytes").to_number<std::uint64_t>(), Bytes::mib(32).count());
+  EXPECT_EQ(deflation.at("seen_by"), "keeper");
+  EXPECT_EQ(ctl({"detach", "vm1"}).status, 0);
+}
+
+TEST_F(Daemon, WithRefaultsByTheKernelTheGuestsWordIsTheDeflation) {
+  start();
+  attach("vm1", vm, guest);
+  ASSERT_EQ(ctl({"mem-set", "vm1", "16M"}).status, 0);  // target 48 MiB
+  const auto holds = [&](std::uint64_t mib) { guest.send(wire::Deflated{Bytes::mib(mib), {}}); };
+  holds(40);
+  EXPECT_TRUE(eventually([&] { return stats("vm1").at("guest").is_object(); }));
+  EXPECT_FALSE(has_event("deflating-fast", "vm1"));
+  holds(24);
+  EXPECT_TRUE(eventually([&] { return has_event("deflating-fast", "vm1"); }));
+  const auto total = [&] {
+    return stats("vm1").at("deflation").at("total_bytes").to_number<std::uint64_t>();
+  };
+  EXPECT_EQ(total(), Bytes::mib(16).count());
+  // What it gives up because it is asked to is not its will.
+  ASSERT_EQ(ctl({"mem-set", "vm1", "100%"}).status, 0);
+  holds(0);
+  EXPECT_TRUE(eventually([&] {
+    return stats("vm1").at("guest").at("resident_bytes").to_number<std::uint64_t>() == 0;
+  }));
+  EXPECT_EQ(total(), Bytes::mib(16).count());
 }
 
 // ---------------------------------------------------------------------------------- hostile guests

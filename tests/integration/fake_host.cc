@@ -63,25 +63,25 @@ void FakeHost::run() {
         return;
       }
       polls = {{{wake_.get(), POLLIN, 0},
-                {listener_.is_open() ? listener_.get() : -1, POLLIN, 0},
-                {connection_.is_open() ? connection_.get() : -1, POLLIN, 0}}};
+                {listener_.valid() ? listener_.get() : -1, POLLIN, 0},
+                {connection_.valid() ? connection_.get() : -1, POLLIN, 0}}};
     }
     ::poll(polls.data(), polls.size(), 20);
     const std::lock_guard lock(mutex_);
     std::uint64_t ignored = 0;
     [[maybe_unused]] const ssize_t got = ::read(wake_.get(), &ignored, sizeof ignored);
-    if (listener_.is_open()) {
+    if (listener_.valid()) {
       accept_one();
     }
-    if (connection_.is_open()) {
+    if (connection_.valid()) {
       read_some();
     }
   }
 }
 
 void FakeHost::accept_one() {
-  guest::UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-  if (fd.is_open()) {
+  UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (fd.valid()) {
     connection_ = std::move(fd);
     session_.reset();
     decoder_.restart();
@@ -92,7 +92,7 @@ void FakeHost::accept_one() {
 
 void FakeHost::read_some() {
   std::array<std::byte, 65536> buffer;
-  while (connection_.is_open()) {
+  while (connection_.valid()) {
     const ssize_t got = ::read(connection_.get(), buffer.data(), buffer.size());
     if (got < 0) {
       return;
@@ -102,7 +102,7 @@ void FakeHost::read_some() {
       return;
     }
     std::span<const std::byte> rest(buffer.data(), static_cast<std::size_t>(got));
-    while (!rest.empty() && connection_.is_open()) {
+    while (!rest.empty() && connection_.valid()) {
       rest = rest.subspan(decoder_.feed(rest));
       while (auto item = decoder_.next()) {
         if (std::holds_alternative<wire::DecodeError>(*item)) {
@@ -172,7 +172,7 @@ void FakeHost::send(wire::Header header, const wire::Message& message) {
   std::vector<std::byte> bytes;
   wire::encode(header, message, bytes);
   std::size_t sent = 0;
-  while (sent < bytes.size() && connection_.is_open()) {
+  while (sent < bytes.size() && connection_.valid()) {
     const ssize_t count =
         ::send(connection_.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
     if (count > 0) {
@@ -217,7 +217,7 @@ void FakeHost::send_purge(Bytes amount) {
 
 void FakeHost::send_raw(std::string_view bytes) {
   const std::lock_guard lock(mutex_);
-  if (connection_.is_open()) {
+  if (connection_.valid()) {
     [[maybe_unused]] const ssize_t sent =
         ::send(connection_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
   }

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "fileballoon/session.h"
-#include "guest-fs/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::test {
 
@@ -71,9 +71,9 @@ class FakeHost {
 
   std::string path_;
   mutable std::mutex mutex_;
-  guest::UniqueFd listener_;
-  guest::UniqueFd connection_;
-  guest::UniqueFd wake_;
+  UniqueFd listener_;
+  UniqueFd connection_;
+  UniqueFd wake_;
   bool stop_ = false;
   Session session_;
   wire::Decoder decoder_;

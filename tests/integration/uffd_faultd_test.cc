@@ -2,6 +2,7 @@
 // crash or an upgrade of fileballoond would hang a guest.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -11,6 +12,7 @@
 
 #include "tests/integration/uffd_stand_in.h"
 #include "uffd/faultd/client.h"
+#include "uffd/faultd/deflation_watch.h"
 
 namespace fileballoon::faultd {
 namespace {
@@ -87,6 +89,38 @@ TEST_F(Faultd, DiscardsAnswersReportsAndLeaves) {
   ASSERT_EQ(vmm.ask("zero 0 8192"), "ok");
   ASSERT_EQ(vmm.ask("fill 0 8192"), "ok");
   EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+}
+
+TEST_F(Faultd, TellsOfDeflationAtOnceAndCountsItOnce) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  Daemon daemon(vmm.pid(), options());
+  ASSERT_EQ(daemon.discard_all().discarded, 16384U);
+  ASSERT_EQ(vmm.ask("fill 0 100"), "ok");  // before anybody watches
+  auto watch = DeflationWatch::connect(socket()).value();
+  EXPECT_TRUE(watch.ask(10s));
+  pollfd polled{watch.fd(), POLLIN, 0};
+  EXPECT_EQ(::poll(&polled, 1, 100), 0) << "nothing came back";
+  ASSERT_EQ(vmm.ask("fill 8192 1000"), "ok");
+  std::uint64_t told = 0;
+  for (int i = 0; i < 1000 && told < 1000; ++i) {
+    ASSERT_EQ(::poll(&polled, 1, 5000), 1);
+    const auto more = watch.take();
+    ASSERT_TRUE(more.has_value()) << more.error().message;
+    told += *more;
+    ASSERT_TRUE(watch.ask(10s));
+  }
+  EXPECT_GE(told, 1000U);
+  EXPECT_LT(told, 1000U + 512U) << "a window ahead at most";
+  // Whoever asks for ranges still gets them.
+  std::uint64_t pages = 0;
+  ASSERT_TRUE(
+      daemon.client->wait_refaults(100ms, [&](std::uint32_t, HostRange r) { pages += r.pages(); })
+          .has_value());
+  EXPECT_GE(pages, 1100U);
+  EXPECT_TRUE(daemon.client->detach().has_value());
+  ASSERT_EQ(::poll(&polled, 1, 5000), 1);
+  EXPECT_TRUE(watch.take().has_error());
 }
 
 // A daemon in a process of its own, to be ended in every way.

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "uffd/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::testing {
 

@@ -4,10 +4,8 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 
 #include <array>
@@ -18,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "uffd/faultd/packet_socket.h"
 #include "uffd/pager/paging_protocol.h"
 
 namespace fileballoon::faultd {
@@ -78,59 +77,37 @@ Result<std::unique_ptr<FaultdClient>> FaultdClient::attach(const GuestRam& ram, 
 }
 
 Result<FaultdClient::Connection> FaultdClient::connect() const {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (options_.socket.size() >= sizeof address.sun_path) {
-    return Error{"the socket path " + options_.socket + " is longer than a UNIX socket's may be"};
+  auto fd = connect_keeper(options_.socket);
+  if (fd.has_error()) {
+    return fd.error();
   }
-  std::memcpy(address.sun_path, options_.socket.c_str(), options_.socket.size() + 1);
+  const auto peer = trusted_peer(fd->get());
+  if (peer.has_error()) {
+    return peer.error();
+  }
   Connection connection;
-  connection.fd = UniqueFd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (::connect(connection.fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) !=
-      0) {
-    return Error{"no fault keeper answers on " + options_.socket + ": " + std::strerror(errno)};
-  }
-  ucred peer{};
-  socklen_t length = sizeof peer;
-  if (::getsockopt(connection.fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0 ||
-      (peer.uid != 0 && peer.uid != ::geteuid())) {
-    return Error{"the process that listens on " + options_.socket +
-                 " belongs to another user; it is not trusted with the guest's memory"};
-  }
-  connection.pid = peer.pid;
-  connection.pidfd = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0)));
+  connection.fd = std::move(*fd);
+  connection.pid = *peer;
+  connection.pidfd = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, *peer, 0)));
   return connection;
 }
 
 template <class Reply>
 bool FaultdClient::exchange(Connection& connection, const Request& request, Reply& reply,
                             std::chrono::milliseconds patience) const {
-  if (!connection.fd.valid() || ::send(connection.fd.get(), &request, sizeof request,
-                                       MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof request)) {
-    connection = {};
-    return false;
+  const Received received = connection.fd.valid() && send_packet(connection.fd.get(), request)
+                                ? receive_packet(connection.fd.get(), reply, patience)
+                                : Received::broken;
+  if (received == Received::packet) {
+    return true;
   }
-  pollfd polled{connection.fd.get(), POLLIN, 0};
-  const auto deadline = Clock::now() + patience;
-  int ready = 0;
-  do {
-    const auto left =
-        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
-    ready = ::poll(&polled, 1, static_cast<int>(std::max<std::int64_t>(0, left)));
-  } while (ready < 0 && errno == EINTR);
-  if (ready == 0) {
+  if (received == Received::nothing) {
     // It hangs (stopped, or starved): the guest's faults hang with it. Dead is better, since the
     // kernel then answers them.
     kill_keeper(connection.pidfd.get(), options_.socket);
-    connection = {};
-    return false;
   }
-  const ssize_t got = ::recv(connection.fd.get(), &reply, sizeof reply, MSG_TRUNC);
-  if (got != static_cast<ssize_t>(sizeof reply)) {
-    connection = {};
-    return false;
-  }
-  return true;
+  connection = {};
+  return false;
 }
 
 bool FaultdClient::is_ours(const HelloReply& hello) const {

@@ -1,13 +1,13 @@
 #include "uffd/faultd/keeper.h"
 
 #include <poll.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+
+#include "uffd/faultd/packet_socket.h"
 
 namespace fileballoon::faultd {
 namespace {
@@ -20,29 +20,11 @@ constexpr std::size_t kMaxClients = 16;
 // Refaulted ranges kept for a client that does not ask: 24 bytes each.
 constexpr std::size_t kMaxBacklog = 16384;
 
+// A client that does not read is not waited for: faults are answered elsewhere, but discards of
+// other clients come through this thread.
 template <class Message>
 bool send_message(int fd, const Message& message) {
-  // A client that does not read is not waited for: faults are answered elsewhere, but discards of
-  // other clients come through this thread.
-  return ::send(fd, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT) ==
-         static_cast<ssize_t>(sizeof message);
-}
-
-bool may_connect(int fd) {
-  ucred peer{};
-  socklen_t length = sizeof peer;
-  return ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
-         (peer.uid == 0 || peer.uid == ::geteuid());
-}
-
-Result<sockaddr_un> address_of(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) {
-    return Error{"the socket path " + path + " is longer than a UNIX socket's may be"};
-  }
-  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  return address;
+  return send_packet(fd, message, MSG_DONTWAIT);
 }
 
 }  // namespace
@@ -82,7 +64,7 @@ Result<std::unique_ptr<Keeper>> Keeper::attach(pid_t pid, const Options& options
 }
 
 Result<void> Keeper::listen(const std::string& path) {
-  const auto address = address_of(path);
+  const auto address = socket_address(path);
   if (address.has_error()) {
     return address.error();
   }
@@ -116,8 +98,8 @@ std::string Keeper::serve(int stop_fd) {
     std::vector<pollfd> polled = {{leaving_.empty() ? stop_fd : -1, POLLIN, 0},
                                   {ram_.process().pidfd.get(), POLLIN, 0},
                                   {listener_.get(), POLLIN, 0}};
-    const bool waited =
-        std::any_of(clients_.begin(), clients_.end(), [](const Client& c) { return c.waiting; });
+    const bool waited = std::any_of(clients_.begin(), clients_.end(),
+                                    [](const Client& c) { return c.waits != Client::Wait::none; });
     polled.push_back({waited ? engine_->deflation_fd() : -1, POLLIN, 0});
     const std::size_t first_client = polled.size();
     for (const Client& client : clients_) {
@@ -140,13 +122,16 @@ std::string Keeper::serve(int stop_fd) {
     if (polled[2].revents != 0) {
       accept_client();
     }
+    if (waited) {
+      take_refaults();
+    }
     for (std::size_t i = known; i-- > 0;) {
       Next next = Next::keep;
       if ((polled[first_client + i].revents & (POLLIN | POLLHUP | POLLERR)) != 0) {
         next = handle(clients_[i]);
       }
-      if (next == Next::keep && clients_[i].waiting &&
-          !answer_drain(clients_[i], Clock::now() >= clients_[i].wait_until)) {
+      if (next == Next::keep && clients_[i].waits != Client::Wait::none &&
+          !answer_wait(clients_[i], Clock::now() >= clients_[i].wait_until)) {
         next = Next::drop;
       }
       if (next == Next::detach && leaving_.empty()) {
@@ -165,8 +150,8 @@ std::string Keeper::serve(int stop_fd) {
 
 void Keeper::accept_client() {
   UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  if (fd.valid() && clients_.size() < kMaxClients && may_connect(fd.get())) {
-    clients_.push_back({std::move(fd), false, {}});
+  if (fd.valid() && clients_.size() < kMaxClients && trusted_peer(fd.get()).has_value()) {
+    clients_.push_back({std::move(fd), Client::Wait::none, 0, {}});
   }
 }
 
@@ -199,8 +184,10 @@ Keeper::Next Keeper::handle(Client& client) {
     return Next::drop;
   } else if (request.operation == Operation::stats) {
     ok = reply_stats(client);
-  } else if (request.operation == Operation::drain) {
-    client.waiting = true;
+  } else if (request.operation == Operation::drain || request.operation == Operation::deflation) {
+    client.waits =
+        request.operation == Operation::drain ? Client::Wait::refaults : Client::Wait::deflation;
+    client.known = request.start;
     client.wait_until = Clock::now() + std::chrono::milliseconds(request.timeout_ms);
   } else if (request.operation == Operation::discard) {
     const bool aligned = request.start % kPageSize == 0 && request.size % kPageSize == 0 &&
@@ -217,7 +204,9 @@ Keeper::Next Keeper::handle(Client& client) {
   return ok ? Next::keep : Next::drop;
 }
 
-bool Keeper::answer_drain(Client& client, bool timed_out) {
+// Into the backlog, where they wait for whoever asks for ranges. What does not fit is dropped, and
+// the next one who asks is told so.
+void Keeper::take_refaults() {
   const bool complete = engine_->drain([&](std::uint32_t object, HostRange range) {
     if (backlog_.size() < kMaxBacklog) {
       backlog_.push_back({range.start.bytes(), range.size.count(), object});
@@ -226,6 +215,18 @@ bool Keeper::answer_drain(Client& client, bool timed_out) {
     }
   });
   backlog_complete_ = backlog_complete_ && complete;
+}
+
+bool Keeper::answer_wait(Client& client, bool timed_out) {
+  if (client.waits == Client::Wait::deflation) {
+    const std::uint64_t pages = engine_->deflated_pages();
+    if (pages == client.known && !timed_out) {
+      return true;
+    }
+    client.waits = Client::Wait::none;
+    return send_message(client.fd.get(), DeflationReply{pages});
+  }
+  take_refaults();
   if (backlog_.empty() && backlog_complete_ && !timed_out) {
     return true;
   }
@@ -235,7 +236,7 @@ bool Keeper::answer_drain(Client& client, bool timed_out) {
   reply.complete = backlog_complete_ ? 1 : 0;
   backlog_.erase(backlog_.begin(), backlog_.begin() + reply.count);
   backlog_complete_ = true;
-  client.waiting = false;
+  client.waits = Client::Wait::none;
   return send_message(client.fd.get(), reply);
 }
 

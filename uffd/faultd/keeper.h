@@ -42,7 +42,9 @@ class Keeper {
  private:
   struct Client {
     UniqueFd fd;
-    bool waiting = false;  // for refaults
+    enum class Wait { none, refaults, deflation };
+    Wait waits = Wait::none;
+    std::uint64_t known = 0;  // deflated pages it has been told of
     std::chrono::steady_clock::time_point wait_until{};
   };
   enum class Next { keep, drop, detach };
@@ -50,7 +52,8 @@ class Keeper {
   Keeper(GuestRam ram, const Options& options) : ram_(std::move(ram)), options_(options) {}
   void accept_client();
   [[nodiscard]] Next handle(Client& client);
-  [[nodiscard]] bool answer_drain(Client& client, bool timed_out);
+  void take_refaults();
+  [[nodiscard]] bool answer_wait(Client& client, bool timed_out);
   [[nodiscard]] bool reply_hello(const Client& client) const;
   [[nodiscard]] bool reply_stats(const Client& client) const;
 

@@ -13,7 +13,7 @@
 namespace fileballoon::faultd {
 
 inline constexpr std::uint32_t kMagic = 0x44544C46;  // "FLTD"
-inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint32_t kVersion = 2;
 inline constexpr std::size_t kMaxBackings = 64;
 inline constexpr std::size_t kMaxRanges = 256;
 
@@ -23,6 +23,8 @@ enum class Operation : std::uint32_t {
   stats = 3,
   drain = 4,   ///< refaulted ranges; waits up to timeout_ms for the first
   detach = 5,  ///< give the VM back to the kernel and exit
+  /// Pages deflated since the keeper started; waits up to timeout_ms while they are `start`.
+  deflation = 6,
 };
 
 struct Request {
@@ -75,6 +77,10 @@ struct DrainReply {
   std::uint32_t count = 0;
   std::uint32_t complete = 1;  ///< 0: some were dropped, or more wait
   std::array<RefaultedRange, kMaxRanges> ranges{};
+};
+
+struct DeflationReply {
+  std::uint64_t pages = 0;
 };
 
 struct DetachReply {

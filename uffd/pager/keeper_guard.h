@@ -10,7 +10,7 @@
 #include <span>
 
 #include "fileballoon/result.h"
-#include "uffd/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 #include "uffd/userfaultfd.h"
 
 namespace fileballoon::faultd {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "fileballoon/result.h"
-#include "uffd/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 #include "uffd/userfaultfd.h"
 
 namespace fileballoon {

@@ -1,21 +1,18 @@
 #include "uffd/pager/paging_client.h"
 
-#include <poll.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <thread>
+
+#include "uffd/faultd/packet_socket.h"
 
 namespace fileballoon::faultd {
 namespace {
 
 // A keeper answers in microseconds; a machine that thrashes may take long. It is never killed for
 // it.
-constexpr int kPatienceMs = 10000;
+constexpr std::chrono::seconds kPatience{10};
 
 template <std::size_t N>
 bool put_text(const std::string& text, std::array<char, N>& field) {
@@ -37,18 +34,11 @@ Result<PagingClient> PagingClient::connect(std::string socket) {
 }
 
 Result<void> PagingClient::open() {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (socket_.size() >= sizeof address.sun_path) {
-    return Error{"the socket path " + socket_ + " is longer than a UNIX socket's may be"};
+  auto fd = connect_keeper(socket_);
+  if (fd.has_error()) {
+    return Error{fd.error().message + "; paging needs a VM attached with --refault uffd"};
   }
-  std::memcpy(address.sun_path, socket_.c_str(), socket_.size() + 1);
-  UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-    return Error{"no fault keeper answers on " + socket_ + ": " + std::strerror(errno) +
-                 "; paging needs a VM attached with --refault uffd"};
-  }
-  fd_ = std::move(fd);
+  fd_ = std::move(*fd);
   return {};
 }
 
@@ -60,15 +50,11 @@ Result<PagingReply> PagingClient::ask(const PagingRequest& request) {
     }
   }
   auto reply = std::make_unique<PagingReply>();
-  if (::send(fd_.get(), &request, sizeof request, MSG_NOSIGNAL) !=
-      static_cast<ssize_t>(sizeof request)) {
+  if (!send_packet(fd_.get(), request)) {
     fd_.reset();
     return fresh ? Error{"the fault keeper on " + socket_ + " went away"} : ask(request);
   }
-  pollfd polled{fd_.get(), POLLIN, 0};
-  const int ready = ::poll(&polled, 1, kPatienceMs);
-  if (ready <= 0 || ::recv(fd_.get(), reply.get(), sizeof *reply, MSG_TRUNC) !=
-                        static_cast<ssize_t>(sizeof *reply)) {
+  if (receive_packet(fd_.get(), *reply, kPatience) != Received::packet) {
     fd_.reset();
     return Error{"the fault keeper on " + socket_ + " gave no answer about paging"};
   }

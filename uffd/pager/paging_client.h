@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "fileballoon/unique_fd.h"
 #include "uffd/pager/paging.h"
 #include "uffd/pager/paging_protocol.h"
-#include "uffd/unique_fd.h"
 
 namespace fileballoon::faultd {
 

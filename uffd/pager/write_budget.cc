@@ -10,7 +10,7 @@
 #include <cstring>
 #include <memory>
 
-#include "uffd/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon {
 namespace {
