@@ -49,7 +49,10 @@ std::vector<Row> merge_runs(const std::vector<Row>& rows) {
       if (same_group(row, first)) group.push_back(&row);
     }
     Row out;
-    for (const auto& field : first) out[field.key()] = merge_field(field.key(), group);
+    for (const auto& field : first) {
+      if (field.value().is_structured()) continue;
+      out[field.key()] = merge_field(field.key(), group);
+    }
     out.erase("run");
     out["runs"] = group.size();
     merged.push_back(std::move(out));

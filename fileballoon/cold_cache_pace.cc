@@ -59,7 +59,7 @@ void CachePace::look(const Sample& sample) {
     return;
   }
   recent_evicted_ *= keep;
-  step_ = std::min(step_ * kGrowth, kLastStep);
+  step_ = std::min(step_ * kGrowth, std::max(kLastStep, sample.cache_pages / kLastShare));
   if (caution_ > 1 && sample.at >= relax_at_) {
     caution_ /= 2;
     relax_at_ = sample.at + kCalm * caution_;

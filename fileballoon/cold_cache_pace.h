@@ -16,9 +16,11 @@ class CachePace {
 
   /// A first bite: 1 MiB costs a workload that wanted it back about a millisecond of disk.
   static constexpr std::uint64_t kFirstStep = 256;
-  /// 16 MiB, 80 MiB in a second: what is hot behind what was cold is noticed before much of it
-  /// went.
+  /// A step never grows beyond this (16 MiB) or this share of the cache, whichever is more: what is
+  /// hot behind what was cold is noticed before much of it went, and a large guest full of cold
+  /// cache is not made to wait for many minutes.
   static constexpr std::uint64_t kLastStep = 4096;
+  static constexpr std::uint64_t kLastShare = 16;
   /// The step grows by this factor with each look that finds no harm. A workload that passes over
   /// its files twice a second shows after two or three looks that they were hot: 7 MiB by then.
   static constexpr std::uint64_t kGrowth = 2;
@@ -50,6 +52,7 @@ class CachePace {
     Clock::time_point at;
     std::uint64_t refaulted_pages = 0;                 ///< counter since boot
     std::optional<std::chrono::microseconds> stalled;  ///< PSI memory "some" total since boot
+    std::uint64_t cache_pages = 0;                     ///< all file pages of the guest
   };
 
   /// To be called before each decision; counters that run backwards start anew.

@@ -33,6 +33,12 @@ GenerationTurn::Decision GenerationTurn::decide(const GenerationView& view, Cloc
   return {Step::evict, view.oldest, now};
 }
 
+void GenerationTurn::restart() {
+  closed_.reset();
+  fruitless_ = 0;
+  stuck_ = true;
+}
+
 void GenerationTurn::evicted(std::uint64_t pages) { fruitless_ = pages == 0 ? fruitless_ + 1 : 0; }
 
 void EpochClock::set(std::uint64_t epoch) {

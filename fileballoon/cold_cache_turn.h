@@ -54,6 +54,10 @@ class GenerationTurn {
   /// What the kernel took at the last Step::evict.
   void evicted(std::uint64_t pages);
 
+  /// What pages were used for so far says nothing any more: begins again, with one age command even
+  /// though the oldest generation holds pages, since that makes the kernel forget its counts.
+  void restart();
+
   [[nodiscard]] bool is_closed() const { return closed_.has_value(); }
 
  private:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every benchmark with its default settings, one after the other: tables on the terminal, one
-# JSON file each in the results folder. Takes about half an hour on two cores.
+# JSON file each in the results folder. Takes about an hour on two cores.
 #
 # usage: bench.sh BUILD_DIR RESULTS_DIR
 set -euo pipefail
@@ -21,8 +21,12 @@ run fault_latency "$build/bench/fault_latency"
 run discard_rate "$build/bench/discard_rate"
 run pager "$build/bench/pager"
 run arbiter_sim "$build/bench/arbiter_sim" --vms 10000 --hours 24
-for scenario in inflate pressure tracking interference; do
+"$(dirname "$0")/fetch-build-sources.sh" "$build/build-sources"
+for scenario in inflate pressure interference build; do
   run "vm_bench-$scenario" "$build/bench/vm_bench" --scenario "$scenario"
 done
+# Two minutes a mode: one run.
+run vm_bench-tracking "$build/bench/vm_bench" --scenario tracking --runs 1 \
+  --plot "$results/tracking"
 echo
 echo "JSON: $results"

@@ -1,7 +1,11 @@
 // Scenario "interference": what a moving balloon costs a workload that does not need its memory. A
-// loop over memory or over a cached file runs in spans of some seconds; in every other span the
-// balloon goes up and down at full speed. Both kinds of span alternate in one guest, so that a busy
-// minute of the machine falls on both.
+// loop over memory or over a cached file runs in short slices; in every other slice the balloon
+// goes up and down without a pause, at the pace the mechanism has by default. Each disturbed slice
+// is compared with its two undisturbed neighbours in the same guest, and the median of these ratios
+// is the result: the machine's own ups and downs are slower than a slice and fall on both.
+//
+// "steady" asks something else: a full balloon beside both kinds of loop, nothing told to move.
+// What it loses then, it would have to take again: the balloon eating itself.
 
 #include <algorithm>
 #include <chrono>
@@ -11,6 +15,7 @@
 
 #include "bench/vm_bench/disk_image.h"
 #include "bench/vm_bench/measure.h"
+#include "bench/vm_bench/mover.h"
 #include "bench/vm_bench/scenario.h"
 
 namespace fileballoon::bench {
@@ -18,93 +23,147 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kRounds = 3;
-constexpr double kSpanSeconds = 5;
+/// Disturbed slices; there is one undisturbed slice more.
+constexpr int kDisturbed = 8;
+constexpr double kSliceSeconds = 2.5;
 constexpr Bytes kLoopSize = Bytes::mib(100);
 constexpr auto kPoll = std::chrono::milliseconds(50);
-/// A balloon that cannot reach its size in the time turns round all the same.
-constexpr auto kRiseLimit = std::chrono::seconds(20);
+/// Steady state: time to get there, and time watched.
+constexpr auto kFillTime = std::chrono::seconds(15);
+constexpr double kWatchSeconds = 20;
 
-/// Moves a balloon up and down: towards `size` until it is there, then to nothing, and again.
-class Mover {
- public:
-  Mover(Mode& mode, Bytes size) : mode_(mode), size_(size) {}
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const std::size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
 
-  void begin() { up(); }
-  void move() {
-    if (!mode_.takes_target()) return;
-    if (rising_ && (mode_.inflated() >= goal_ || Clock::now() > turn_at_)) {
-      mode_.request(Bytes(0));
-      rising_ = false;
-      turn_at_ = Clock::now() + std::chrono::seconds(1);
-    } else if (!rising_ && Clock::now() > turn_at_) {
-      ++cycles_;
-      up();
-    }
-  }
-  void end() {
-    if (mode_.takes_target()) mode_.request(Bytes(0));
-    std::this_thread::sleep_for(std::chrono::seconds(1));
-  }
-  [[nodiscard]] int cycles() const { return cycles_; }
-
- private:
-  void up() {
-    if (!mode_.takes_target()) return;
-    // inflated() of this project counts all that was ever discarded; of virtio-balloon, what is in.
-    goal_ = (mode_.yields_by_reclaim() ? mode_.inflated() : Bytes(0)) + size_;
-    mode_.request(size_);
-    rising_ = true;
-    turn_at_ = Clock::now() + kRiseLimit;
-  }
-
-  Mode& mode_;
-  Bytes size_;
-  Bytes goal_;
-  bool rising_ = false;
-  int cycles_ = 0;
-  Clock::time_point turn_at_{};
+struct Slice {
+  double rate = 0;
+  double p99_us = 0;
 };
 
-struct Sum {
-  double operations = 0;
-  double seconds = 0;
-  double p50_us = 0;
-  double p99_us = 0;  // the worst of the spans
-
-  void add(const vmkit::GuestClient::Object& span) {
-    operations += span.at("operations").to_number<double>();
-    seconds += span.at("seconds").to_number<double>();
-    p50_us = std::max(p50_us, span.at("p50_us").to_number<double>());
-    p99_us = std::max(p99_us, span.at("p99_us").to_number<double>());
+struct Slices {
+  std::vector<double> rates;
+  std::vector<double> p99_us;
+  void add(const Slice& slice) {
+    rates.push_back(slice.rate);
+    p99_us.push_back(slice.p99_us);
   }
-  [[nodiscard]] double rate() const { return seconds > 0 ? operations / seconds : 0; }
 };
 
 class Interference final : public Scenario {
  public:
   std::string name() const override { return "interference"; }
   std::string summary() const override {
-    return "a loop over memory or a cached file, while the balloon moves at full speed and while "
-           "not";
+    return "a loop over memory or a cached file, while the balloon moves and while not";
   }
   std::vector<std::string> columns() const override {
-    return {
-        "mode",         "memory",        "throughput_ratio", "quiet_ops_per_s", "moving_ops_per_s",
-        "quiet_p99_us", "moving_p99_us", "cycles",           "oom_kills"};
+    return {"mode",          "memory",          "throughput_ratio", "lowest_ratio",
+            "p99_ratio",     "quiet_ops_per_s", "moving_ops_per_s", "quiet_p99_us",
+            "moving_p99_us", "rises",           "moved_mib_per_s",  "evicted_per_inflated",
+            "oom_kills"};
   }
   std::vector<std::string> modes() const override {
     return {"none", "fileballoon", "virtio-balloon"};
   }
-  std::vector<std::string> variants(const std::string& /*mode*/) const override {
+  std::vector<std::string> variants(const std::string& mode) const override {
+    if (mode == "fileballoon") return {"anonymous", "file", "steady"};
     return {"anonymous", "file"};
   }
   Row measure(const std::string& mode, const std::string& variant,
               const Settings& settings) override;
 
  private:
+  Row moving(const Stage& stage, const std::string& variant, const Settings& settings);
+  Row steady(const Stage& stage, const Settings& settings);
   std::unique_ptr<StaircaseDisk> disk_;
 };
+
+void start_loop(vmkit::Vm& vm, const std::string& name, bool file) {
+  vm.guest().call(
+      "loop", {{"name", name}, {"path", file ? "/mnt/disk/hot" : ""}, {"size", kLoopSize.count()}});
+}
+
+Slice run_slice(vmkit::Vm& vm, Mode& mode, Mover* mover) {
+  const auto ticket = vm.guest().start("loop-for", {{"name", "work"}, {"seconds", kSliceSeconds}});
+  std::optional<vmkit::GuestClient::Object> answer;
+  while (!(answer = vm.guest().take(ticket))) {
+    // The mechanism is asked in both kinds of slice, so that asking is no difference.
+    if (mover != nullptr) {
+      mover->move();
+    } else {
+      (void)mode.inflated();
+    }
+    std::this_thread::sleep_for(kPoll);
+  }
+  return {answer->at("operations").to_number<double>() / answer->at("seconds").to_number<double>(),
+          answer->at("p99_us").to_number<double>()};
+}
+
+Row Interference::moving(const Stage& stage, const std::string& variant, const Settings& settings) {
+  vmkit::Vm& vm = *stage.vm;
+  start_loop(vm, "work", variant == "file");
+  Mover mover(*stage.mode, settings.balloon);
+  Slices quiet;
+  Slices moved;
+  quiet.add(run_slice(vm, *stage.mode, nullptr));
+  double moving_s = 0;
+  for (int i = 0; i < kDisturbed; ++i) {
+    const auto begin = Clock::now();
+    mover.begin();
+    moved.add(run_slice(vm, *stage.mode, &mover));
+    moving_s += std::chrono::duration<double>(Clock::now() - begin).count();
+    mover.end();
+    quiet.add(run_slice(vm, *stage.mode, nullptr));
+  }
+  const auto ratios = [](const std::vector<double>& between, const std::vector<double>& around) {
+    std::vector<double> all;
+    for (std::size_t i = 0; i < between.size(); ++i) {
+      all.push_back(between[i] / ((around[i] + around[i + 1]) / 2));
+    }
+    return all;
+  };
+  const std::vector<double> rates = ratios(moved.rates, quiet.rates);
+  Row row;
+  row["throughput_ratio"] = median(rates);
+  row["lowest_ratio"] = *std::min_element(rates.begin(), rates.end());
+  row["p99_ratio"] = median(ratios(moved.p99_us, quiet.p99_us));
+  row["quiet_ops_per_s"] = median(quiet.rates);
+  row["moving_ops_per_s"] = median(moved.rates);
+  row["quiet_p99_us"] = median(quiet.p99_us);
+  row["moving_p99_us"] = median(moved.p99_us);
+  row["rises"] = mover.rises();
+  row["moved_mib_per_s"] = mover.moved().as_mib() / moving_s;
+  row["evicted_per_inflated"] = nullptr;
+  return row;
+}
+
+Row Interference::steady(const Stage& stage, const Settings& settings) {
+  vmkit::Vm& vm = *stage.vm;
+  Mode& mode = *stage.mode;
+  start_loop(vm, "work", false);
+  start_loop(vm, "files", true);
+  mode.request(settings.memory);
+  std::this_thread::sleep_for(kFillTime);
+  const std::uint64_t inflated = mode.inflated().whole_pages();
+  const std::uint64_t evicted = mode.yielded_pages();
+  const auto memory = vm.guest().start("loop-for", {{"name", "work"}, {"seconds", kWatchSeconds}});
+  const auto file = vm.guest().start("loop-for", {{"name", "files"}, {"seconds", kWatchSeconds}});
+  (void)vm.guest().wait(memory);
+  (void)vm.guest().wait(file);
+  const std::uint64_t taken = mode.inflated().whole_pages() - inflated;
+  const std::uint64_t lost = mode.yielded_pages() - evicted;
+  Row row;
+  row["inflated_pages"] = inflated;
+  row["inflated_in_steady_state"] = taken;
+  row["evicted_in_steady_state"] = lost;
+  // Of all that was ever inflated: in steady state little is, and 0 of 0 says nothing.
+  row["evicted_per_inflated"] =
+      static_cast<double>(lost) / static_cast<double>(std::max<std::uint64_t>(inflated + taken, 1));
+  return row;
+}
 
 Row Interference::measure(const std::string& mode_name, const std::string& variant,
                           const Settings& settings) {
@@ -113,34 +172,11 @@ Row Interference::measure(const std::string& mode_name, const std::string& varia
   vmkit::Vm& vm = *stage.vm;
   vm.guest().shell("mkdir -p /mnt/disk && mount -t ext4 -o ro /dev/vda /mnt/disk");
   touch_free_memory(vm);
-  vm.guest().call("loop", {{"name", "work"},
-                           {"path", variant == "file" ? "/mnt/disk/hot" : ""},
-                           {"size", kLoopSize.count()}});
   const std::uint64_t oom_before = vm.oom_kills();
-  Mover mover(*stage.mode, settings.balloon);
-  Sum quiet;
-  Sum moving;
-  for (int round = 0; round < 2 * kRounds; ++round) {
-    const bool moves = round % 2 == 1;
-    if (moves) mover.begin();
-    const auto ticket = vm.guest().start("loop-for", {{"name", "work"}, {"seconds", kSpanSeconds}});
-    std::optional<vmkit::GuestClient::Object> answer;
-    while (!(answer = vm.guest().take(ticket))) {
-      if (moves) mover.move();
-      std::this_thread::sleep_for(kPoll);
-    }
-    (moves ? moving : quiet).add(*answer);
-    if (moves) mover.end();
-  }
   Row row{{"mode", mode_name}, {"memory", variant}};
-  row["throughput_ratio"] = moving.rate() / quiet.rate();
-  row["quiet_ops_per_s"] = quiet.rate();
-  row["moving_ops_per_s"] = moving.rate();
-  row["quiet_p50_us"] = quiet.p50_us;
-  row["moving_p50_us"] = moving.p50_us;
-  row["quiet_p99_us"] = quiet.p99_us;
-  row["moving_p99_us"] = moving.p99_us;
-  row["cycles"] = mover.cycles();
+  const Row measured =
+      variant == "steady" ? steady(stage, settings) : moving(stage, variant, settings);
+  for (const auto& field : measured) row[field.key()] = field.value();
   row["yielded_pages"] = stage.mode->yielded_pages();
   row["oom_kills"] = vm.oom_kills() - oom_before;
   return row;

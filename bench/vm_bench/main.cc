@@ -7,6 +7,7 @@
 
 #include "bench/merge_runs.h"
 #include "bench/report.h"
+#include "bench/results_file.h"
 #include "bench/vm_bench/mode.h"
 #include "bench/vm_bench/scenario.h"
 #include "tests/vm/kit/accelerator.h"
@@ -16,6 +17,7 @@
 namespace {
 
 using fileballoon::Bytes;
+using fileballoon::bench::Machine;
 using fileballoon::bench::Report;
 using fileballoon::bench::Row;
 using fileballoon::bench::Scenario;
@@ -25,6 +27,8 @@ struct CommandLine {
   std::string scenario = "inflate";
   std::vector<std::string> modes;
   std::string json;
+  std::string plot;
+  std::vector<std::string> merge;
   unsigned runs = 3;
   Settings settings;
 };
@@ -64,9 +68,19 @@ void set_up(CLI::App& app, CommandLine& line) {
   app.add_option("--cpus", line.settings.cpus, "virtual CPUs of the guest")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
-  app.add_option("--plot", line.settings.plot,
-                 "write PATH.svg and PATH.png, and PATH-MODE.dat (tracking)")
-      ->type_name("PATH");
+  app.add_option("--plot", line.plot, "draw PATH.svg and PATH.png (tracking)")->type_name("PATH");
+  app.add_option("--merge", line.merge,
+                 "measure nothing: make table, JSON and picture of earlier --json files")
+      ->type_name("FILE...")
+      ->check(CLI::ExistingFile);
+  app.add_option("--steps", line.settings.steps, "working sets of the staircase, MiB (tracking)")
+      ->delimiter(',')
+      ->check(CLI::Range(10, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--step-seconds", line.settings.step_seconds,
+                 "about how long a step takes under TCG; its work is fixed (tracking)")
+      ->check(CLI::Range(1, 600))
+      ->capture_default_str();
   add_size(app, "--memory", line.settings.memory, "RAM of the guest");
   add_size(app, "--balloon", line.settings.balloon, "target of the balloon");
   add_size(app, "--fill", line.settings.fill, "what the workload fills (pressure)");
@@ -118,21 +132,40 @@ void sort_by_mode(std::vector<Row>& rows, const std::vector<std::string>& modes)
                    [&](const Row& a, const Row& b) { return place(a) < place(b); });
 }
 
+// Table, JSON and picture of single measurements. `related`: their comparing fields are made.
+void present(const CommandLine& line, const Scenario& scenario, const Machine& machine,
+             const std::vector<Row>& samples, bool related) {
+  std::vector<Row> rows = fileballoon::bench::merge_runs(samples);
+  if (!related) scenario.relate(rows);
+  Report report("vm_bench", machine);
+  report.set("scenario", boost::json::value(scenario.name()));
+  report.set("samples", boost::json::array(samples.begin(), samples.end()));
+  for (Row& row : rows) report.add(std::move(row));
+  report.print_table(std::cout, scenario.columns());
+  if (!line.json.empty()) report.write_json(line.json);
+  if (!line.plot.empty()) scenario.draw(samples, line.plot);
+}
+
+void merge(const CommandLine& line) {
+  fileballoon::bench::ResultsFile all = fileballoon::bench::read_all_results(line.merge);
+  Scenario& scenario = find_scenario(all.scenario);
+  sort_by_mode(all.samples, modes_to_run(line, scenario));
+  present(line, scenario, all.machine, all.samples, false);
+}
+
 void run(const CommandLine& line) {
   if (const auto reason = fileballoon::vmkit::why_no_guest()) throw std::runtime_error(*reason);
   Scenario& scenario = find_scenario(line.scenario);
   const std::vector<std::string> modes = modes_to_run(line, scenario);
 
-  Report report("vm_bench");
+  Machine machine = fileballoon::bench::this_machine();
   const auto& accelerator = fileballoon::vmkit::accelerator();
-  report.machine().accel = accelerator.name;
-  report.machine().guest_kernel = fileballoon::vmkit::find_guest_kernel().release;
-  report.machine().qemu = fileballoon::vmkit::qemu_version();
-  report.set("scenario", boost::json::value(scenario.name()));
-  report.set("runs", line.runs);
-  std::cout << "vm_bench --scenario " << scenario.name() << ": QEMU " << report.machine().qemu
-            << " with " << accelerator.name << " (" << accelerator.reason << "), guest kernel "
-            << report.machine().guest_kernel << ", " << line.runs << " runs, medians\n";
+  machine.accel = accelerator.name;
+  machine.guest_kernel = fileballoon::vmkit::find_guest_kernel().release;
+  machine.qemu = fileballoon::vmkit::qemu_version();
+  std::cout << "vm_bench --scenario " << scenario.name() << ": QEMU " << machine.qemu << " with "
+            << accelerator.name << " (" << accelerator.reason << "), guest kernel "
+            << machine.guest_kernel << ", " << line.runs << " runs, medians" << std::endl;
 
   std::vector<Row> samples;
   for (unsigned number = 0; number < line.runs; ++number) {
@@ -141,10 +174,7 @@ void run(const CommandLine& line) {
     }
   }
   sort_by_mode(samples, modes);
-  for (Row& row : fileballoon::bench::merge_runs(samples)) report.add(std::move(row));
-  report.set("samples", boost::json::array(samples.begin(), samples.end()));
-  report.print_table(std::cout, scenario.columns());
-  if (!line.json.empty()) report.write_json(line.json);
+  present(line, scenario, machine, samples, true);
 }
 
 }  // namespace
@@ -156,7 +186,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   fileballoon::vmkit::exit_cleanly_on_signals();
   try {
-    run(line);
+    line.merge.empty() ? run(line) : merge(line);
   } catch (const std::exception& error) {
     std::cerr << "vm_bench: " << error.what() << '\n';
     return 1;

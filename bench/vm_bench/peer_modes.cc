@@ -1,19 +1,25 @@
 #include "bench/vm_bench/peer_modes.h"
 
-#include <algorithm>
 #include <stdexcept>
+
+#include "bench/vm_bench/proxmox_balloon.h"
 
 namespace fileballoon::bench {
 namespace {
 
-constexpr auto kRound = std::chrono::seconds(10);
-constexpr Bytes kMostChange = Bytes::mib(100);
-constexpr Bytes kIgnored = Bytes::mib(10);
-constexpr Bytes kSmallestGuest = Bytes::mib(256);
+constexpr auto kDropEvery = std::chrono::seconds(10);
+/// guest-stats-polling-interval, as Proxmox sets it.
+constexpr int kStatsSeconds = 2;
 
 void set_balloon(vmkit::Vm& vm, Bytes left) {
   const auto done = vm.qmp().execute("balloon", {{"value", left.count()}});
   if (!done) throw std::runtime_error(done.error().message);
+}
+
+Bytes balloon_actual(vmkit::Vm& vm) {
+  const auto answer = vm.qmp().execute("query-balloon");
+  if (!answer) throw std::runtime_error(answer.error().message);
+  return Bytes(answer->at("actual").to_number<std::uint64_t>());
 }
 
 }  // namespace
@@ -25,11 +31,7 @@ void VirtioBalloonMode::configure(vmkit::VmOptions& options) const {
 
 void VirtioBalloonMode::request(Bytes size) { set_balloon(vm(), vm().options().memory - size); }
 
-Bytes VirtioBalloonMode::inflated() {
-  const auto answer = vm().qmp().execute("query-balloon");
-  if (!answer) throw std::runtime_error(answer.error().message);
-  return vm().options().memory - Bytes(answer->at("actual").to_number<std::uint64_t>());
-}
+Bytes VirtioBalloonMode::inflated() { return vm().options().memory - balloon_actual(vm()); }
 
 // The driver counts what deflate-on-oom took in the kernel's own counter.
 std::uint64_t VirtioBalloonMode::yielded_pages() { return vm().guest().vmstat("balloon_deflate"); }
@@ -39,21 +41,23 @@ void VirtioBalloonStatsMode::configure(vmkit::VmOptions& options) const {
   options.deflate_on_oom = true;
 }
 
+void VirtioBalloonStatsMode::start(vmkit::Vm& vm) {
+  Mode::start(vm);
+  const auto done = vm.qmp().execute("qom-set", {{"path", "/machine/peripheral/balloon"},
+                                                 {"property", "guest-stats-polling-interval"},
+                                                 {"value", kStatsSeconds}});
+  if (!done) throw std::runtime_error(done.error().message);
+}
+
 void VirtioBalloonStatsMode::steer() {
   const auto now = std::chrono::steady_clock::now();
   if (now < next_) return;
-  next_ = now + kRound;
+  next_ = now + ProxmoxBalloon::kRound;
   const Bytes ram = vm().options().memory;
-  if (actual_ == Bytes(0)) actual_ = ram;
-  const Bytes used = vm().footprint().now();
-  const Bytes wanted(ram.count() / 10 * 8);
-  const Bytes free = vm().guest().meminfo("MemFree");
-  if (wanted > used + kIgnored) {  // the host has room: the guest may have more
-    actual_ = std::min(ram, actual_ + std::min(kMostChange, wanted - used));
-  } else if (used > wanted + kIgnored && free > Bytes(kSmallestGuest.count() / 4)) {
-    actual_ = std::max(kSmallestGuest, actual_ - std::min(kMostChange, used - wanted));
-  }
-  set_balloon(vm(), actual_.page_floor());
+  const ProxmoxBalloon rule(ram, Bytes(ram.count() / 2), ram);
+  const Bytes actual = balloon_actual(vm());
+  const Bytes wanted = rule.next(actual, vm().footprint().now()).page_floor();
+  if (wanted != actual) set_balloon(vm(), wanted);
 }
 
 void DropCachesMode::configure(vmkit::VmOptions& options) const {
@@ -64,7 +68,7 @@ void DropCachesMode::configure(vmkit::VmOptions& options) const {
 void DropCachesMode::steer() {
   const auto now = std::chrono::steady_clock::now();
   if (now < next_) return;
-  next_ = now + kRound;
+  next_ = now + kDropEvery;
   vm().guest().put_file("/proc/sys/vm/drop_caches", "1");
 }
 

@@ -22,18 +22,17 @@ class VirtioBalloonMode final : public Mode {
   [[nodiscard]] std::uint64_t yielded_pages() override;
 };
 
-/// The same, steered by the guest's statistics as Proxmox VE does it (PVE::AutoBalloon and
-/// pvestatd): every 10 s the balloon may move by 100 MiB towards a host that is used to 80 %, never
-/// leaving the guest less than its minimum; a guest with little free memory is not squeezed. The
-/// host is taken to be as large as the guest.
+/// The same, steered from the host as Proxmox VE does it (ProxmoxBalloon). The host is taken to be
+/// as large as the guest, and the guest's minimum is half its RAM.
 class VirtioBalloonStatsMode final : public Mode {
  public:
   void configure(vmkit::VmOptions& options) const override;
+  /// Has the guest's driver report its statistics, as Proxmox does.
+  void start(vmkit::Vm& vm) override;
   void steer() override;
 
  private:
   std::chrono::steady_clock::time_point next_{};
-  Bytes actual_;
 };
 
 /// The guest tells the host of free blocks by itself, some seconds after they became free.

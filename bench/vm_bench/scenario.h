@@ -4,7 +4,9 @@
 // a new file and a line in scenarios().
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bench/report.h"
@@ -17,7 +19,9 @@ struct Settings {
   Bytes balloon = Bytes::mib(600);  ///< target of the balloon
   Bytes fill = Bytes::mib(500);     ///< what the workload fills
   unsigned cpus = 2;                ///< of the guest
-  std::string plot;                 ///< path without suffix for pictures (tracking); empty: none
+  /// Working sets of the staircase, MiB, and how long a step is meant to take (tracking).
+  std::vector<std::uint64_t> steps{100, 300, 500, 700, 500, 300, 100};
+  double step_seconds = 12;
 };
 
 class Scenario {
@@ -37,16 +41,27 @@ class Scenario {
   /// Measures once, in a guest of its own. Throws std::exception where the measurement fails.
   [[nodiscard]] virtual Row measure(const std::string& mode, const std::string& variant,
                                     const Settings& settings) = 0;
-  /// Adds fields that compare the rows of one repetition with each other.
+  /// Adds fields that compare the rows of one repetition, or of merged results, with each other.
   virtual void relate(std::vector<Row>& rows) const { (void)rows; }
+  /// Writes `path`.svg and `path`.png from single measurements; no picture where there is none to
+  /// make.
+  virtual void draw(const std::vector<Row>& samples, const std::string& path) const {
+    (void)samples;
+    (void)path;
+  }
 };
 
 [[nodiscard]] const std::vector<Scenario*>& scenarios();
+
+/// Sets `ratio` of each row to its `field` over that of mode "none"; leaves the rows alone where
+/// that mode is not among them.
+void relate_to_none(std::vector<Row>& rows, std::string_view field, std::string_view ratio);
 
 /// Each defined in the file of its name.
 [[nodiscard]] Scenario& inflate_scenario();
 [[nodiscard]] Scenario& pressure_scenario();
 [[nodiscard]] Scenario& tracking_scenario();
+[[nodiscard]] Scenario& build_scenario();
 [[nodiscard]] Scenario& interference_scenario();
 
 }  // namespace fileballoon::bench

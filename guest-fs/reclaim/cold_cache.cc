@@ -70,19 +70,31 @@ ColdCache::Clock::time_point ColdCache::tick(const BalloonView& balloon, Clock::
   }
   numbers_ = kernel_.numbers();
   if (numbers_.anonymous + kReleased <= anonymous_) {
-    pace_.forgive();
-    stir();
+    begin_anew(now);
     anonymous_ = numbers_.anonymous;
   }
   anonymous_ = std::max(anonymous_, numbers_.anonymous);
   if (mode_ == CacheMode::epoch) {
     return epoch(now);
   }
-  pace_.look({now, numbers_.refaulted, numbers_.stalled});
+  pace_.look({now, numbers_.refaulted, numbers_.stalled, numbers_.file});
   if (pace_.allowance() == 0) {
     return brake();
   }
   return mode_ == CacheMode::proactive ? proactive(now) : unmapped_first(balloon, now);
+}
+
+void ColdCache::begin_anew(Clock::time_point now) {
+  pace_.forgive();
+  stir();
+  if (now < next_restart_) {
+    return;
+  }
+  next_restart_ = now + kRestartEvery;
+  for (auto& [key, state] : lists_) {
+    state.turn.restart();
+    state.evicting = false;
+  }
 }
 
 ColdCache::Clock::time_point ColdCache::brake() {

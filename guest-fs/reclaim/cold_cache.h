@@ -62,8 +62,8 @@ class ColdCache {
   static constexpr std::chrono::milliseconds kPatience{1250};
   /// When a full balloon waits for memory, unmapped cache need not be cold, only not in use now.
   static constexpr std::chrono::milliseconds kShortPatience{250};
-  /// Between two pieces of work: time for refaults to show.
-  static constexpr std::chrono::milliseconds kWorkTick{200};
+  /// Between two pieces of work: time for refaults to show. The first second takes about 100 MiB.
+  static constexpr std::chrono::milliseconds kWorkTick{100};
   /// The host's epochs are orders: smaller pieces, no pauses.
   static constexpr std::chrono::milliseconds kEpochTick{50};
   static constexpr std::uint64_t kEpochStep = 4096;
@@ -78,6 +78,10 @@ class ColdCache {
   /// Anonymous memory that the guest gives up between two looks and that ends all caution: 16 MiB.
   /// A program that frees memory, or ends, has likely stopped using files too.
   static constexpr std::uint64_t kReleased = 4096;
+  /// At most this often is such a release taken for a new beginning, after which all pages have to
+  /// show anew that they are in use: a guest in which programs come and go all the time would never
+  /// get to the end of a turn.
+  static constexpr std::chrono::seconds kRestartEvery{5};
   /// Without generations a step is at most this share of the cache in a tick of a second.
   static constexpr std::uint64_t kStepShare = 64;
   static constexpr std::chrono::milliseconds kStepTick{1000};
@@ -120,6 +124,8 @@ class ColdCache {
                                        Clock::time_point now);
   std::uint64_t step(std::uint64_t pages);
   [[nodiscard]] Clock::time_point brake();
+  /// The guest has given up memory: the caution ends, and ages are counted anew.
+  void begin_anew(Clock::time_point now);
   void rest_or_not(Clock::time_point now);
   [[nodiscard]] std::uint64_t unmapped_pages(const BalloonView& balloon) const;
   std::uint64_t count(const Taken& taken);
@@ -132,6 +138,7 @@ class ColdCache {
   std::map<ListKey, ListState> lists_;
   CacheNumbers numbers_;
   std::uint64_t anonymous_ = 0;  // the most since the last release
+  Clock::time_point next_restart_{};
   ColdCacheStats stats_;
   CacheState state_ = CacheState::off;
 

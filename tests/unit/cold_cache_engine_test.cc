@@ -53,7 +53,7 @@ class SimulatedKernel final : public CacheKernel {
     ++youngest_;
     if (merged < first()) {
       at(first()) += at(merged);
-      hot(first()) += hot(merged);
+      unproven_ += hot(merged);  // a merge forgets what was used
       merges_with_pages_ += at(merged) > 0 ? 1 : 0;
     }
     at(youngest_) = hot(youngest_) = 0;
@@ -210,6 +210,31 @@ TEST_F(Engine, AGuestThatReleasesMemoryEndsTheCaution) {
   ASSERT_GE(cache.stats().brakes, 3U);
   kernel_.numbers_.anonymous = 50'000;
   run(cache, seconds(12));
+  EXPECT_EQ(kernel_.pages(), 0U);
+}
+
+TEST_F(Engine, AReleaseOfMemoryShortensTheWaitForWhatIsColdNow) {
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.numbers_.anonymous = 100'000;
+  kernel_.read(20 * 256, true);
+  for (int i = 0; i < 30; ++i) {  // in use until now
+    run(cache, milliseconds(100));
+    kernel_.use_again();
+  }
+  ASSERT_EQ(kernel_.pages(), 20U * 256);
+  kernel_.numbers_.anonymous = 50'000;
+  // One turn and a few bites.
+  run(cache, ColdCache::kPatience + milliseconds(1000));
+  EXPECT_EQ(kernel_.pages(), 0U);
+}
+
+TEST_F(Engine, ProgramsThatComeAndGoDoNotKeepColdCacheForEver) {
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.read(20 * 256);
+  for (int i = 0; i < 60; ++i) {  // a compiler every 200 ms
+    kernel_.numbers_.anonymous = i % 2 == 0 ? 100'000 : 50'000;
+    run(cache, milliseconds(200));
+  }
   EXPECT_EQ(kernel_.pages(), 0U);
 }
 

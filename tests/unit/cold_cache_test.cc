@@ -119,6 +119,16 @@ TEST_F(Pace, StartsSmallGrowsWhileNobodyMissesAnythingAndIsBounded) {
   EXPECT_EQ(pace_.brakes(), 0U);
 }
 
+TEST_F(Pace, ALargeCacheGoesInLargerSteps) {
+  const std::uint64_t cache = CachePace::kLastStep * CachePace::kLastShare * 8;
+  for (int i = 0; i < 20; ++i) {
+    now_ += milliseconds(250);
+    pace_.look({now_, refaulted_, stalled_, cache});
+    pace_.evicted(pace_.allowance());
+  }
+  EXPECT_EQ(pace_.allowance(), cache / CachePace::kLastShare);
+}
+
 TEST_F(Pace, BrakesWhenWhatWasTakenComesBack) {
   run_freely(6);
   look(milliseconds(250), 8000);
@@ -273,6 +283,22 @@ TEST(GenerationTurn, GivesUpAGenerationThatTheKernelCannotEmpty) {
   }
   EXPECT_EQ(turn.decide(dirty, kStart + kPatience, kPatience).step, Step::done);
   EXPECT_EQ(turn.decide(dirty, kStart + kPatience, kPatience).step, Step::age);
+}
+
+TEST(GenerationTurn, ARestartCountsAnewFromNow) {
+  GenerationTurn turn;
+  const GenerationView view{10, 13, 500, 900};
+  const auto start = GenerationTurn::Clock::time_point(seconds(10));
+  EXPECT_EQ(turn.decide(view, start, seconds(2)).step, GenerationTurn::Step::wait);
+  turn.restart();
+  const auto later = start + seconds(1);
+  const auto aged = turn.decide(view, later, seconds(2));
+  EXPECT_EQ(aged.step, GenerationTurn::Step::age) << "so that the kernel forgets its counts";
+  const GenerationView after{11, 14, 700, 900};
+  const auto waits = turn.decide(after, later, seconds(2));
+  EXPECT_EQ(waits.step, GenerationTurn::Step::wait);
+  EXPECT_EQ(waits.due, later + seconds(2));
+  EXPECT_EQ(turn.decide(after, later + seconds(2), seconds(2)).step, GenerationTurn::Step::evict);
 }
 
 TEST(GenerationTurn, FollowsWhenTheKernelsOwnReclaimMovesTheListOn) {

@@ -5,9 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <boost/json/array.hpp>
 #include <cerrno>
 #include <chrono>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "tests/vm/guest/pattern.h"
@@ -22,6 +24,28 @@ constexpr std::size_t kReadSize = std::size_t{256} << 10;
 /// Work beside memory in each pass, so that a pass is not memory traffic alone: about 0.15 s of a
 /// CPU under TCG.
 constexpr std::uint64_t kComputeSteps = 40'000'000;
+/// How finely the growth of the set is told.
+constexpr std::uint64_t kGrownPiece = std::uint64_t{8} << 20;
+
+double since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// What of a growing working set is in use already, and since when.
+class Grown {
+ public:
+  explicit Grown(std::uint64_t in_use) : in_use_(in_use) {}
+  void add(std::uint64_t bytes) {
+    in_use_ += bytes;
+    points_.push_back(boost::json::array{since(start_), in_use_});
+  }
+  [[nodiscard]] boost::json::array take() { return std::move(points_); }
+
+ private:
+  Clock::time_point start_ = Clock::now();
+  std::uint64_t in_use_;
+  boost::json::array points_;
+};
 
 class File {
  public:
@@ -52,6 +76,16 @@ class File {
     }
     return errors;
   }
+  /// The first read of [from, to), which was not part of the set before.
+  std::uint64_t grow(std::uint64_t from, std::uint64_t to, Grown& grown) {
+    std::uint64_t errors = 0;
+    for (std::uint64_t at = from; at < to; at += kGrownPiece) {
+      const std::uint64_t length = std::min(kGrownPiece, to - at);
+      errors += read(at, length);
+      grown.add(length);
+    }
+    return errors;
+  }
 
  private:
   int fd_;
@@ -70,9 +104,14 @@ class Anonymous {
     words_ = static_cast<std::uint64_t*>(memory);
   }
 
-  void resize(std::uint64_t pages) {
+  void resize(std::uint64_t pages, Grown& grown) {
+    std::uint64_t told = pages_;
     for (std::uint64_t page = pages_; page < pages; ++page) {
       fill_page(words_ + page * kWordsPerPage, kAnonymousSeed, page);
+      if (page + 1 == pages || (page + 1 - told) * kPage >= kGrownPiece) {
+        grown.add((page + 1 - told) * kPage);
+        told = page + 1;
+      }
     }
     if (pages < pages_) {
       madvise(words_ + pages * kWordsPerPage, (pages_ - pages) * kPage, MADV_DONTNEED);
@@ -105,10 +144,6 @@ void compute() {
   }
 }
 
-double since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 }  // namespace
 
 void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t largest) {
@@ -116,6 +151,7 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
   File once(files.once, kOnceSeed);
   Anonymous anonymous(largest / 2);
   std::uint64_t once_at = 0;
+  std::uint64_t half_before = 0;
   port.reply({{"hot_bytes", hot.size()}, {"once_bytes", once.size()}});
   while (const auto order = port.next_order()) {
     const auto size = order->at("size").to_number<std::uint64_t>();
@@ -126,8 +162,10 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
       continue;
     }
     const auto start = Clock::now();
-    anonymous.resize(half / kPage);
-    std::uint64_t errors = 0;
+    Grown grown(2 * half_before);
+    anonymous.resize(half / kPage, grown);
+    std::uint64_t errors = hot.grow(half_before, half, grown);
+    half_before = half;
     double longest = 0;
     for (std::uint64_t pass = 0; pass < passes; ++pass) {
       const auto pass_start = Clock::now();
@@ -140,7 +178,10 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
       compute();
       longest = std::max(longest, since(pass_start));
     }
-    port.reply({{"seconds", since(start)}, {"errors", errors}, {"longest_pass_s", longest}});
+    port.reply({{"seconds", since(start)},
+                {"errors", errors},
+                {"longest_pass_s", longest},
+                {"grown", grown.take()}});
   }
 }
 
