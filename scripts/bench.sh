@@ -21,7 +21,7 @@ run fault_latency "$build/bench/fault_latency"
 run discard_rate "$build/bench/discard_rate"
 run pager "$build/bench/pager"
 run arbiter_sim "$build/bench/arbiter_sim" --vms 10000 --hours 24
-for scenario in inflate pressure tracking interference; do
+for scenario in inflate pressure tracking interference rest; do
   run "vm_bench-$scenario" "$build/bench/vm_bench" --scenario "$scenario"
 done
 echo

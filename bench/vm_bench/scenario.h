@@ -48,5 +48,6 @@ class Scenario {
 [[nodiscard]] Scenario& pressure_scenario();
 [[nodiscard]] Scenario& tracking_scenario();
 [[nodiscard]] Scenario& interference_scenario();
+[[nodiscard]] Scenario& rest_scenario();
 
 }  // namespace fileballoon::bench
