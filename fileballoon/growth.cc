@@ -27,6 +27,9 @@ GrowthDecision Growth::decide(const GuestSample& sample, const Limits& limits,
   if (now < quiet_until_) {
     return {GrowthReason::backing_off, 0, quiet_until_ - now};
   }
+  if (now < pressed_until_) {
+    return {GrowthReason::pressure, 0, pressed_until_ - now};
+  }
   const std::uint64_t spare = (sample.free - sample.reserve).whole_pages();
   if (spare < std::min(missing, kMinPages)) {
     return {GrowthReason::below_reserve, 0, kReserveRetry};
@@ -34,7 +37,31 @@ GrowthDecision Growth::decide(const GuestSample& sample, const Limits& limits,
   return {GrowthReason::growing, std::min({missing, spare, batch_pages_}), {}};
 }
 
+void Growth::note_stalls(std::optional<std::chrono::microseconds> total, Clock::time_point now) {
+  if (!total || !stalls_ || *total < *stalls_ || now <= stalls_at_) {
+    stalls_ = total;
+    stalls_at_ = now;
+    return;
+  }
+  if (now - stalls_at_ < kPressureWindow) {
+    return;
+  }
+  const double stalled = std::chrono::duration<double>(*total - *stalls_).count();
+  const double passed = std::chrono::duration<double>(now - stalls_at_).count();
+  if (stalled >= kPressureShare * passed) {
+    pressed_until_ = now + kPressurePause;
+  }
+  stalls_ = total;
+  stalls_at_ = now;
+}
+
 std::string to_string(const GrowthDecision& decision) {
+  const auto with_time = [&decision](const char* what) {
+    std::array<char, 96> text{};
+    std::snprintf(text.data(), text.size(), "%s, %.1f s left", what,
+                  std::chrono::duration<double>(decision.wait).count());
+    return std::string(text.data());
+  };
   switch (decision.reason) {
     case GrowthReason::growing:
       return "growing";
@@ -47,12 +74,17 @@ std::string to_string(const GrowthDecision& decision) {
     case GrowthReason::no_host:
       return "no session with a host";
     case GrowthReason::backing_off:
-      break;
+      return with_time("backing off after reclaim");
+    case GrowthReason::pressure:
+      return with_time("tasks wait for memory");
+    case GrowthReason::host_rejects:
+      return with_time("the host took little of the last batch");
+    case GrowthReason::failed:
+      return with_time("a batch failed, see the log");
+    case GrowthReason::host_cannot_back:
+      return "the host cannot back frames on request (deflate=tell-host-first)";
   }
-  std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), "backing off after reclaim, %.1f s left",
-                std::chrono::duration<double>(decision.wait).count());
-  return text.data();
+  return "unknown";
 }
 
 }  // namespace fileballoon

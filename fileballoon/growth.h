@@ -4,12 +4,14 @@
 //
 // The rules, in order: never past the target; nothing for kBackOff after the balloon file was seen
 // to lose pages (growing into pressure would evict the balloon itself, the "busy no-op" that made
-// Linux take back a shrinker-based virtio-balloon); nothing that would take free memory below the
-// reserve, so growth by itself never wakes reclaim.
+// Linux take back a shrinker-based virtio-balloon); nothing while tasks wait for memory (PSI),
+// which they do before anything is seen to be evicted; nothing that would take free memory below
+// the reserve, so growth by itself never wakes reclaim.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "fileballoon/limits.h"
@@ -25,14 +27,20 @@ struct GuestSample {
   bool host_present = true;         ///< a session stands; without one nothing is inflated
 };
 
+/// The values travel in STATS and are never reused.
 enum class GrowthReason {
-  growing,        ///< take `pages` now
-  at_target,      ///< resident is the target
-  above_target,   ///< resident is above the target: deflate by `pages`
-  backing_off,    ///< reclaim took balloon pages less than kBackOff ago
-  below_reserve,  ///< free memory is not above the reserve
-  no_host,        ///< no session with a host that could take the memory
+  growing = 0,           ///< take `pages` now
+  at_target = 1,         ///< resident is the target
+  above_target = 2,      ///< resident is above the target: deflate by `pages`
+  backing_off = 3,       ///< reclaim took balloon pages less than kBackOff ago
+  below_reserve = 4,     ///< free memory is not above the reserve
+  no_host = 5,           ///< no session with a host that could take the memory
+  pressure = 6,          ///< tasks wait for memory, or did less than kPressurePause ago
+  host_rejects = 7,      ///< the host did not discard most of the last batch
+  failed = 8,            ///< a batch could not be filled, pinned or locked
+  host_cannot_back = 9,  ///< tell-host-first, and the host does not know how
 };
+inline constexpr GrowthReason kLastGrowthReason = GrowthReason::host_cannot_back;
 
 struct GrowthDecision {
   GrowthReason reason = GrowthReason::at_target;
@@ -48,6 +56,15 @@ class Growth {
   static constexpr std::chrono::seconds kBackOff{2};
   /// How long free memory below the reserve is left alone before it is looked at again.
   static constexpr std::chrono::seconds kReserveRetry{1};
+  /// Over this much time the stalls of tasks are looked at: long enough that one page that is read
+  /// back does not stand out, short against the 2 s of the back-off.
+  static constexpr std::chrono::milliseconds kPressureWindow{250};
+  /// Share of that time in which some task waited for memory that stops growth. Senpai holds its
+  /// cgroups at 0.1 % of a long time; here the window is short, and one disk read of an evicted
+  /// page takes several percent of it.
+  static constexpr double kPressureShare = 0.10;
+  /// Growth begins again this long after the last window of pressure.
+  static constexpr std::chrono::seconds kPressurePause{1};
   /// A change this small is not worth a wake-up of the pipeline.
   static constexpr std::uint64_t kMinPages = 16;
 
@@ -57,13 +74,19 @@ class Growth {
   [[nodiscard]] GrowthDecision decide(const GuestSample& sample, const Limits& limits,
                                       Clock::time_point now);
 
+  /// The "some" total of /proc/pressure/memory at `now`; nothing where the kernel has no PSI.
+  void note_stalls(std::optional<std::chrono::microseconds> total, Clock::time_point now);
+
  private:
   std::uint64_t batch_pages_;
+  std::optional<std::chrono::microseconds> stalls_;
+  Clock::time_point stalls_at_{};
+  Clock::time_point pressed_until_{};
   std::uint64_t last_evicted_ = 0;
   Clock::time_point quiet_until_{};
 };
 
-/// For `stats`: "backing off after reclaim, 1.2 s left".
+/// For `stats`: "backing off after reclaim, 1.2 s left". Any value of `reason` has a text.
 [[nodiscard]] std::string to_string(const GrowthDecision& decision);
 
 }  // namespace fileballoon

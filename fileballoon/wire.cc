@@ -95,6 +95,22 @@ struct PayloadWriter {
     w.put(static_cast<std::uint32_t>(m.mode));
     return Type::cache;
   }
+  Type operator()(const Populate& m) const {
+    w.put_ranges(m.ranges);
+    return Type::populate;
+  }
+  Type operator()(const Populated& m) const {
+    w.put(m.request);
+    w.put(static_cast<std::uint32_t>(m.backed.size()));
+    for (const std::uint32_t count : m.backed) {
+      w.put(count);
+    }
+    return Type::populated;
+  }
+  Type operator()(const HostState& m) const {
+    w.put(m.absent.count());
+    return Type::host;
+  }
   Type operator()(const ErrorMessage& m) const {
     w.put(static_cast<std::uint32_t>(m.code));
     const std::size_t length = std::min(m.text.size(), kMaxErrorText);
@@ -186,6 +202,16 @@ Ack read_ack(Reader& r) {
   return m;
 }
 
+Populated read_populated(Reader& r) {
+  Populated m;
+  m.request = r.get<std::uint64_t>();
+  m.backed.resize(r.get_count(4, kMaxRanges));
+  for (std::uint32_t& count : m.backed) {
+    count = r.get<std::uint32_t>();
+  }
+  return m;
+}
+
 Stats read_stats(Reader& r) {
   Stats m;
   m.values.resize(r.get_count(10, kMaxRanges));
@@ -205,6 +231,17 @@ ErrorMessage read_error(Reader& r) {
   std::replace_if(
       m.text.begin(), m.text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
   return m;
+}
+
+/// What one message makes the host work on.
+std::uint64_t frames_to_work_on(const Message& message) {
+  if (const auto* report = std::get_if<Report>(&message)) {
+    return total_frames(report->ranges);
+  }
+  if (const auto* populate = std::get_if<Populate>(&message)) {
+    return total_frames(populate->ranges);
+  }
+  return 0;
 }
 
 /// The message, or nothing where the payload does not fit its type.
@@ -253,6 +290,15 @@ std::optional<Message> read_payload(Type type, std::span<const std::byte> payloa
       }
       break;
     }
+    case Type::populate:
+      message = Populate{r.get_ranges()};
+      break;
+    case Type::populated:
+      message = read_populated(r);
+      break;
+    case Type::host:
+      message = HostState{Bytes(r.get<std::uint64_t>())};
+      break;
     default:
       return Unknown{};
   }
@@ -398,11 +444,11 @@ std::optional<std::variant<Frame, DecodeError>> Decoder::next() {
   }
   std::optional<Message> message =
       read_payload(header.type, bytes.subspan(kHeaderSize, header.length));
-  if (const Report* report = message ? std::get_if<Report>(&*message) : nullptr;
-      report != nullptr && total_frames(report->ranges) > kMaxFramesPerReport) {
-    return fail(ErrorCode::malformed,
-                "a report of " + std::to_string(total_frames(report->ranges)) +
-                    " frames; the most is " + std::to_string(kMaxFramesPerReport));
+  if (const std::uint64_t frames = message ? frames_to_work_on(*message) : 0;
+      frames > kMaxFramesPerReport) {
+    return fail(ErrorCode::malformed, "a report or request of " + std::to_string(frames) +
+                                          " frames; the most is " +
+                                          std::to_string(kMaxFramesPerReport));
   }
   if (!message) {
     return fail(ErrorCode::malformed, "a frame of type " + std::to_string(type) + " whose " +

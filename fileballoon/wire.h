@@ -42,7 +42,17 @@ enum class Type : std::uint16_t {
   purge = 7,
   error = 8,
   cache = 9,
+  populate = 10,
+  populated = 11,
+  host = 12,
 };
+
+/// Bits of Hello::features; bits that are not known are ignored.
+/// From the host: it answers POPULATE.
+inline constexpr std::uint64_t kFeaturePopulate = 1U << 0;
+/// From the guest: it will not use a frame that it has reported before POPULATED (deflate mode
+/// tell-host-first).
+inline constexpr std::uint64_t kFeatureTellHostFirst = 1U << 1;
 
 /// Random, never 0; fresh for every session in each direction. It is the nonce of the handshake.
 using SessionId = std::uint64_t;
@@ -91,7 +101,8 @@ struct Ack {
   std::vector<RangeOutcome> outcomes;  ///< one per range of the report, in its order
 };
 
-/// Guest to host: balloon pages that were resident and are no longer ("loud" deflation).
+/// Guest to host: frames that were balloon and are no longer, whoever took them (deflate mode
+/// batched). A host that did not hear of it has lost nothing: it sees the faults.
 struct Deflated {
   Bytes resident;
   std::vector<FrameRange> ranges;
@@ -122,6 +133,7 @@ enum class StatKey : std::uint16_t {
   cache_purged_pages = 28,   ///< of these, on PURGE
   cache_pauses = 29,         ///< times that eviction paused since it did harm
   epoch = 30,                ///< the last epoch that was named to the guest
+  deflate_mode = 31,         ///< DeflateMode
 };
 
 struct Stats {
@@ -155,10 +167,27 @@ struct ErrorMessage {
   std::string text;
 };
 
+/// Guest to host: put memory behind these frames; they stay pinned until the answer. The header's
+/// sequence is the request's name. Bounded like a REPORT.
+struct Populate {
+  std::vector<FrameRange> ranges;
+};
+
+/// Host to guest, after the memory is there.
+struct Populated {
+  std::uint64_t request = 0;
+  std::vector<std::uint32_t> backed;  ///< frames backed, one count per range, in their order
+};
+
+/// Host to guest, when it has changed by more than a little: what the host measures of the guest.
+struct HostState {
+  Bytes absent;  ///< guest RAM without memory behind it (RAM minus allocated blocks)
+};
+
 struct Unknown {};  ///< a type this version does not know; skipped
 
 using Message = std::variant<Unknown, Hello, LimitsMessage, Report, Ack, Deflated, Stats, Purge,
-                             CacheOrder, ErrorMessage>;
+                             CacheOrder, Populate, Populated, HostState, ErrorMessage>;
 
 struct Frame {
   Header header;

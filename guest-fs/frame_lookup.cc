@@ -50,10 +50,12 @@ FrameLookup::Look FrameLookup::look(const void* address, std::span<GuestFrame> f
   }
   Look result = Look::all;
   for (std::size_t i = 0; i < frames.size(); ++i) {
-    if ((entries_[i] & kPresent) == 0) {
+    const bool present = (entries_[i] & kPresent) != 0;
+    if (!present) {
       result = Look::not_present;
     }
-    frames[i] = GuestFrame(entries_[i] & kFrameMask);
+    // Without that bit the rest is a swap or migration entry, not a frame.
+    frames[i] = GuestFrame(present ? entries_[i] & kFrameMask : 0);
   }
   return result;
 }

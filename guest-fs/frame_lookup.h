@@ -23,7 +23,8 @@ class FrameLookup {
 
   enum class Look {
     all,          ///< every page has a frame
-    not_present,  ///< at least one page is not mapped right now: map it again and retry
+    not_present,  ///< at least one page is not mapped right now, and its frame is given as 0: map
+                  ///< it again and retry
     failed,
   };
   /// Looks up `frames.size()` pages (at most kMostPages) from `address`.

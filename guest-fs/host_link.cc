@@ -172,7 +172,7 @@ bool HostLink::handle(const wire::Frame& frame, Clock::time_point now) {
       deadline_.reset();
       told_session_ = true;
       log_info("session with the host over " + to_string(channel_.address()));
-      handler_.on_session_start();
+      handler_.on_session_start(std::get<wire::Hello>(frame.message));
       return true;
     case Session::Verdict::violation:
       lose_channel(now, "the host broke the order: " + session_.violation());
@@ -188,6 +188,10 @@ bool HostLink::handle(const wire::Frame& frame, Clock::time_point now) {
     handler_.on_purge(*purge);
   } else if (const auto* cache = std::get_if<wire::CacheOrder>(&frame.message)) {
     handler_.on_cache(*cache);
+  } else if (const auto* populated = std::get_if<wire::Populated>(&frame.message)) {
+    handler_.on_populated(*populated);
+  } else if (const auto* state = std::get_if<wire::HostState>(&frame.message)) {
+    handler_.on_host_state(*state);
   } else if (const auto* error = std::get_if<wire::ErrorMessage>(&frame.message)) {
     lose_channel(now, "the host says: " + error->text);
     if (error->code == wire::ErrorCode::detached || error->code == wire::ErrorCode::busy) {
@@ -215,6 +219,11 @@ void HostLink::write_all(Clock::time_point now) {
   out_sent_ = 0;
 }
 
+void HostLink::set_ram(std::span<const FrameRange> ranges) {
+  ranges = ranges.first(std::min(ranges.size(), wire::kMaxRamRanges));
+  hello_.ram.assign(ranges.begin(), ranges.end());
+}
+
 std::uint64_t HostLink::send_report(std::span<const FrameRange> ranges) {
   report_.ranges.assign(ranges.begin(), ranges.end());
   const wire::Header header = session_.next_header();
@@ -222,8 +231,12 @@ std::uint64_t HostLink::send_report(std::span<const FrameRange> ranges) {
   return header.sequence;
 }
 
-void HostLink::send_stats(wire::Stats stats) {
-  wire::encode(session_.next_header(), std::move(stats), out_);
+void HostLink::send_stats(wire::Stats stats) { send(std::move(stats)); }
+
+std::uint64_t HostLink::send(const wire::Message& message) {
+  const wire::Header header = session_.next_header();
+  wire::encode(header, message, out_);
+  return header.sequence;
 }
 
 }  // namespace fileballoon::guest

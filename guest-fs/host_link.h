@@ -23,13 +23,15 @@ class HostLink {
   class Handler {
    public:
     virtual ~Handler() = default;
-    virtual void on_session_start() = 0;
+    virtual void on_session_start(const wire::Hello& host) = 0;
     /// Everything in flight is cancelled.
     virtual void on_session_end() = 0;
     virtual void on_limits(const wire::LimitsMessage& message) = 0;
     virtual void on_ack(const wire::Ack& ack) = 0;
     virtual void on_purge(const wire::Purge& purge) = 0;
     virtual void on_cache(const wire::CacheOrder& order) = 0;
+    virtual void on_populated(const wire::Populated& answer) = 0;
+    virtual void on_host_state(const wire::HostState& state) = 0;
   };
 
   /// `epoll_fd`: the channel is registered there, edge-triggered, with `epoll_tag`; both must
@@ -47,9 +49,13 @@ class HostLink {
   [[nodiscard]] std::size_t backlog() const { return out_.size() - out_sent_; }
   [[nodiscard]] std::uint64_t sessions() const { return sessions_; }
 
+  /// What the next session's HELLO says of the guest's RAM.
+  void set_ram(std::span<const FrameRange> ranges);
   /// Queues a report; returns the batch's name. Only in an established session.
   [[nodiscard]] std::uint64_t send_report(std::span<const FrameRange> ranges);
   void send_stats(wire::Stats stats);
+  /// Queues any other message; returns its sequence. Only in an established session.
+  std::uint64_t send(const wire::Message& message);
 
  private:
   void open_channel(Clock::time_point now);

@@ -31,8 +31,6 @@ constexpr std::uint64_t kCacheTag = 3;
 constexpr std::uint64_t kFilledTag = 4;
 constexpr std::uint64_t kDeathTag = 5;
 
-/// The one wake-up a second at rest.
-constexpr seconds kTick{1};
 /// Watermarks change only when somebody writes vm.min_free_kbytes or memory is plugged.
 constexpr seconds kMemoryRefresh{10};
 /// Counting all pages costs about 10 ns each; at most 1 part in 100 of the time goes into it while
@@ -45,12 +43,8 @@ constexpr milliseconds kProbeEvery{50};
 constexpr std::uint64_t kProbePages = 2048;
 /// One step of a deflation, so that the loop still serves its channel.
 constexpr std::uint64_t kDropStep = 8192;
-/// CPU time in a tick that makes a guest busy.
-constexpr double kBusySeconds = 0.1;
 /// Placing takes at most one part in five of a CPU.
 constexpr int kPlaceRest = 4;
-/// After a batch failed here (no memory, no frame number), before the next try.
-constexpr seconds kFailurePause{1};
 
 UniqueFd make_epoll(int control_fd, const ReadAhead& read_ahead) {
   UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
@@ -82,6 +76,9 @@ UniqueFd make_progress_event(int epoll_fd) {
 
 wire::Hello make_hello(const InflaterConfig& config) {
   wire::Hello hello;
+  if (config.deflate == DeflateMode::tell_host_first) {
+    hello.features |= wire::kFeatureTellHostFirst;
+  }
   hello.ram = config.ram_ranges;
   if (hello.ram.size() > wire::kMaxRamRanges) {
     hello.ram.resize(wire::kMaxRamRanges);
@@ -112,6 +109,10 @@ Inflater::Inflater(InflaterConfig config, SharedBlock& shared, int control_fd)
       placer_(file_),
       epoll_(make_epoll(control_fd_, pipeline_.read_ahead())),
       floor_(file_, config_.ram),
+      lockable_pages_(floor_.capacity()),
+      moved_(file_, floor_, book_),
+      deflate_reports_(file_, book_, config_.deflate, config_.deflate_every),
+      told_deflation_(floor_),
       growth_(pipeline_.batch_pages()),
       link_(config_.channel, make_hello(config_), *this, epoll_.get(), kLinkTag),
       cache_progress_(make_progress_event(epoll_.get())),
@@ -133,12 +134,15 @@ Inflater::End Inflater::run() {
     if (file_failed_) {
       return End::file_failed;
     }
+    if (leave_until_ && (resident_pages() == 0 || now >= *leave_until_)) {
+      return End::stopped;
+    }
     const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
                                    more ? 0 : wait_ms(Clock::now()));
     for (int i = 0; i < count; ++i) {
       const std::uint64_t tag = events.at(static_cast<std::size_t>(i)).data.u64;
       if (tag == kControlTag) {
-        if (const auto end = read_control()) {
+        if (const auto end = read_control(); end && !takes_leave_first(*end)) {
           return *end;
         }
       } else if (tag == kDeathTag) {
@@ -173,8 +177,13 @@ int Inflater::wait_ms(Clock::time_point now) const {
   if (!placer_.is_idle() && pipeline_.in_flight_pages() == 0) {
     until = std::min(until, next_place_);
   }
-  if (decision_.reason == GrowthReason::backing_off) {
+  if (decision_.wait.count() > 0) {
     until = std::min(until, decided_at_ + decision_.wait);
+  }
+  for (const auto& due :
+       {link_.is_established() ? moved_.deadline() : std::nullopt, deflate_reports_.deadline(),
+        told_deflation_.deadline(now), leave_until_}) {
+    until = std::min(until, due.value_or(until));
   }
   const auto left = duration_cast<milliseconds>(until - now) + milliseconds(1);
   return static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 60'000));
@@ -188,7 +197,7 @@ bool Inflater::step(Clock::time_point now) {
   refresh_memory(now);
   const Limits limits = shared_.limits();
   pipeline_.collect();
-  bool more = follow_limits(limits);
+  bool more = follow_limits(limits, now);
   more |= grow(limits, now);
   more |= tell();
   const bool growing = decision_.reason == GrowthReason::growing;
@@ -196,6 +205,7 @@ bool Inflater::step(Clock::time_point now) {
     place(now);
   }
   look_around(now, growing);
+  follow_pages(now);
   feed_cache(now);
   send_stats(now);
   link_.service(now);
@@ -210,19 +220,23 @@ std::uint64_t Inflater::resident_pages() const {
 }
 
 std::uint64_t Inflater::missing_floor(const Limits& limits) const {
-  const std::uint64_t wanted = std::min(limits.floor.whole_pages(), floor_.capacity());
+  const Bytes floor = tells_first() ? limits.target : limits.floor;
+  const std::uint64_t wanted = std::min(floor.whole_pages(), lockable_pages_);
   const std::uint64_t have = floor_.pages() + pipeline_.floor_pages();
   return wanted > have ? wanted - have : 0;
 }
 
-bool Inflater::follow_limits(const Limits& limits) {
+bool Inflater::follow_limits(const Limits& limits, Clock::time_point now) {
+  if (tells_first()) {
+    ask_host_to_back(limits.target.whole_pages(), now);
+    return false;
+  }
   const std::uint64_t floor = limits.floor.whole_pages();
   if (floor_.pages() > floor) {
     scratch_.clear();
     floor_.shrink_to(floor, scratch_);
-    for (const Extent& extent : scratch_) {
-      evictable_.push_back(extent);
-      evictable_pages_ += extent.count;
+    for (const LockedFloor::Released& released : scratch_) {
+      become_evictable(released.extent, released.frames);
     }
   }
   const std::uint64_t target = limits.target.whole_pages();
@@ -238,6 +252,12 @@ bool Inflater::follow_limits(const Limits& limits) {
   const std::uint64_t gone = drop_evictable(std::min(above, kDropStep));
   stats_.dropped_pages += gone;
   return gone > 0 && gone < above;
+}
+
+void Inflater::become_evictable(Extent extent, std::span<const GuestFrame> frames) {
+  evictable_.push_back(extent);
+  evictable_pages_ += extent.count;
+  book_.add(extent, frames);
 }
 
 std::uint64_t Inflater::drop_evictable(std::uint64_t pages) {
@@ -264,9 +284,43 @@ std::uint64_t Inflater::drop_evictable(std::uint64_t pages) {
   return gone;
 }
 
-bool Inflater::grow(const Limits& limits, Clock::time_point now) {
+void Inflater::stop_growing(GrowthReason why, nanoseconds time) {
+  quiet_reason_ = why;
+  quiet_until_ = Clock::now() + time;
+}
+
+void Inflater::read_pressure(Clock::time_point now) {
+  if (now >= next_pressure_) {
+    next_pressure_ = now + Growth::kPressureWindow;
+    growth_.note_stalls(parse_cache_numbers("", read_file("/proc/pressure/memory")).stalled, now);
+  }
+}
+
+bool Inflater::may_grow(const Limits& limits, Clock::time_point now) {
+  if (tells_first() && link_.is_established() && !host_backs_) {
+    decision_ = {GrowthReason::host_cannot_back, 0, {}};
+    return false;
+  }
+  if (tells_first() && told_deflation_.is_asking()) {
+    decision_ = {GrowthReason::above_target, 0, {}};
+    return false;
+  }
+  if (tells_first() && quiet_until_ <= now && !told_deflation_.can_hold()) {
+    log_warning("no pipe to pin more pages with; raise the limit of open files");
+    stop_growing(GrowthReason::failed, kFailurePause);
+  }
   if (now < quiet_until_) {
-    decision_ = {GrowthReason::backing_off, 0, quiet_until_ - now};
+    decision_ = {quiet_reason_, 0, quiet_until_ - now};
+    return false;
+  }
+  if (resident_pages() < limits.target.whole_pages()) {
+    read_pressure(now);
+  }
+  return true;
+}
+
+bool Inflater::grow(const Limits& limits, Clock::time_point now) {
+  if (!may_grow(limits, now)) {
     decided_at_ = now;
     return false;
   }
@@ -307,7 +361,8 @@ bool Inflater::tell() {
   }
   const int error = pipeline_.pin_and_look(*batch);
   if (error == 0) {
-    pipeline_.mark_told(*batch, link_.send_report(batch->ranges));
+    told_.push_back(link_.send_report(batch->ranges));
+    pipeline_.mark_told(*batch, told_.back());
     return true;
   }
   if (error == EFAULT || error == EIO || error == ENOTCONN) {
@@ -315,7 +370,7 @@ bool Inflater::tell() {
     return false;
   }
   log_warning(std::string("a batch could not be pinned: ") + std::strerror(error));
-  quiet_until_ = Clock::now() + kFailurePause;
+  stop_growing(GrowthReason::failed, kFailurePause);
   return false;
 }
 
@@ -378,193 +433,9 @@ void Inflater::refresh_memory(Clock::time_point now) {
     return;
   }
   next_memory_ = now + kMemoryRefresh;
+  notice_plugged_memory();
   reserve_ = balloon_reserve(kernel_reserve(read_file("/proc/zoneinfo")), config_.ram);
   stats_.reserve_bytes = reserve_.count();
-}
-
-void Inflater::feed_cache(Clock::time_point now) {
-  if (now >= next_activity_) {
-    next_activity_ = now + kTick;
-    // A guest that computes over what it has cached shows neither faults nor reads.
-    double up = 0;
-    double idle = 0;
-    (void)std::sscanf(read_file("/proc/uptime").c_str(), "%lf %lf", &up, &idle);
-    const double cpus = static_cast<double>(::sysconf(_SC_NPROCESSORS_ONLN));
-    const double busy = (cpus * up - idle) - std::exchange(busy_s_, cpus * up - idle);
-    busy_activity_ += busy > kBusySeconds ? ColdCacheThread::kActive : 0;
-    activity_ = parse_cache_numbers(read_file("/proc/vmstat"), "").activity + busy_activity_;
-  }
-  cache_.update({Bytes::pages(resident_pages()), shared_.limits().target, Bytes(stats_.free_bytes),
-                 reserve_, link_.is_established()},
-                activity_);
-  const ColdCacheStats cache = cache_.stats();
-  stats_.cache_mode = static_cast<std::uint64_t>(cache.mode);
-  stats_.cache_method = static_cast<std::uint64_t>(cache.method);
-  stats_.cache_state = static_cast<std::uint64_t>(cache.state);
-  stats_.cache_evicted_pages = cache.evicted_pages;
-  stats_.cache_pauses = cache.brakes;
-  stats_.purged_bytes = cache.purged_pages * kPageSize;
-  stats_.epoch_turns = cache.epoch_turns;
-  stats_.cache_note.fill('\0');
-  cache.note.copy(stats_.cache_note.data(), stats_.cache_note.size() - 1);
-}
-
-void Inflater::say_cache_note() {
-  const std::string note = cache_.stats().note;
-  if (!note.empty() && note != said_note_) {
-    log_warning("cold page cache: " + note);
-    said_note_ = note;
-  }
-}
-
-void Inflater::publish(Clock::time_point now) {
-  stats_.resident_pages = resident_pages();
-  stats_.locked_pages = floor_.pages();
-  stats_.in_flight_pages = pipeline_.in_flight_pages();
-  stats_.sessions = link_.sessions();
-  stats_.connected = link_.is_established() ? 1 : 0;
-  stats_.growth_reason = static_cast<std::uint64_t>(decision_.reason);
-  const auto left = decision_.wait - (now - decided_at_);
-  stats_.growth_wait_ns = static_cast<std::uint64_t>(
-      std::max<std::int64_t>(0, duration_cast<nanoseconds>(left).count()));
-  const std::uint32_t wanted = shared_.refresh_wanted.load();
-  shared_.publish(stats_);
-  shared_.refresh_done.store(wanted);
-}
-
-void Inflater::send_stats(Clock::time_point now) {
-  if (!link_.is_established() || now < next_stats_ || link_.backlog() > 0) {
-    return;
-  }
-  next_stats_ = now + kTick;
-  const Limits limits = shared_.limits();
-  using wire::StatKey;
-  const MemoryInfo memory = parse_meminfo(read_file("/proc/meminfo"));
-  wire::Stats stats;
-  stats.values = {
-      {StatKey::resident_pages, resident_pages()},
-      {StatKey::target_pages, limits.target.whole_pages()},
-      {StatKey::floor_pages, limits.floor.whole_pages()},
-      {StatKey::locked_pages, floor_.pages()},
-      {StatKey::in_flight_pages, pipeline_.in_flight_pages()},
-      {StatKey::evicted_pages, stats_.evicted_pages},
-      {StatKey::migrated_pages, stats_.migrated_pages},
-      {StatKey::refused_pages, stats_.refused_pages},
-      {StatKey::inflated_pages, stats_.inflated_pages},
-      {StatKey::growth_reason, static_cast<std::uint64_t>(decision_.reason)},
-      {StatKey::cache_mode, stats_.cache_mode},
-      {StatKey::cache_method, stats_.cache_method},
-      {StatKey::cache_evicted_pages, stats_.cache_evicted_pages},
-      {StatKey::cache_purged_pages, Bytes(stats_.purged_bytes).whole_pages()},
-      {StatKey::cache_pauses, stats_.cache_pauses},
-      {StatKey::epoch, stats_.epoch},
-      {StatKey::mem_total_bytes, memory.total.count()},
-      {StatKey::mem_free_bytes, memory.free.count()},
-      {StatKey::mem_available_bytes, memory.available.count()},
-      {StatKey::cached_bytes, memory.cached.count()},
-  };
-  if (const auto pressure = parse_pressure(read_file("/proc/pressure/memory"))) {
-    stats.values.emplace_back(StatKey::psi_some_avg10_centi, pressure->some_avg10_centi);
-    stats.values.emplace_back(StatKey::psi_full_avg10_centi, pressure->full_avg10_centi);
-  }
-  if (const auto kills = find_vmstat(read_file("/proc/vmstat"), "oom_kill")) {
-    stats.values.emplace_back(StatKey::oom_kills, *kills);
-  }
-  // Free memory moves by a few pages all the time; that alone is not worth a message.
-  const auto differs = [&](const auto& pair) {
-    const std::uint64_t before = last_sent_.find(pair.first).value_or(~std::uint64_t{0});
-    const std::uint64_t change = pair.second > before ? pair.second - before : before - pair.second;
-    const bool is_bytes =
-        pair.first >= StatKey::mem_total_bytes && pair.first <= StatKey::cached_bytes;
-    return change > (is_bytes ? Bytes::mib(1).count() : 0);
-  };
-  if (std::any_of(stats.values.begin(), stats.values.end(), differs)) {
-    last_sent_ = stats;
-    link_.send_stats(std::move(stats));
-  }
-}
-
-// ----------------------------------------------------------------------------- what the host says
-
-void Inflater::on_session_start() {
-  last_sent_.values.clear();
-  next_stats_ = {};
-}
-
-void Inflater::on_session_end() {
-  // The host may or may not have discarded these; nobody will say. Dropped pages cost it memory
-  // only when the guest uses them for something else.
-  stats_.cancelled_pages += pipeline_.cancel();
-}
-
-void Inflater::on_limits(const wire::LimitsMessage& message) {
-  Limits wanted = message.limits;
-  if (wanted.target > config_.ram || wanted.floor > wanted.target) {
-    log_warning("the host asks for target " + to_string(wanted.target) + " and floor " +
-                to_string(wanted.floor) + "; taking what fits into " + to_string(config_.ram));
-    wanted.target = std::min(wanted.target, config_.ram);
-    wanted.floor = std::min(wanted.floor, wanted.target);
-  }
-  shared_.set_limits({wanted.target.page_floor(), wanted.floor.page_floor()});
-  stats_.epoch = message.epoch;
-  cache_.set_epoch(message.epoch);
-}
-
-void Inflater::on_ack(const wire::Ack& ack) {
-  Batch* const batch = pipeline_.find_told(ack.batch);
-  if (batch == nullptr || ack.outcomes.size() != batch->ranges.size()) {
-    log_warning("the host acknowledged a batch that is not under way; ignored");
-    return;
-  }
-  std::uint64_t discarded = 0;
-  for (std::size_t i = 0; i < ack.outcomes.size(); ++i) {
-    const FrameRange& range = batch->ranges[i];
-    const wire::RangeOutcome& outcome = ack.outcomes[i];
-    discarded += outcome.discarded;
-    stats_.not_zero_pages += outcome.not_zero;
-    stats_.refused_pages += outcome.refused;
-    stats_.failed_pages += outcome.failed;
-    if (outcome.discarded * std::uint64_t{2} < range.count) {
-      // Keeping pages that the host did not free would cost the guest memory for nothing.
-      for (std::uint64_t page = 0; page < batch->extent.count; ++page) {
-        const GuestFrame frame = batch->frames.at(page);
-        if (frame >= range.first && frame < range.end()) {
-          batch->rejected.set(page);
-        }
-      }
-    }
-  }
-  stats_.inflated_pages += discarded;
-  if (batch->rejected.count() * 2 > batch->extent.count) {
-    quiet_until_ = Clock::now() + Growth::kBackOff;  // more of the same would be refused too
-  }
-  if (batch->for_floor && batch->rejected.none()) {
-    const int error = floor_.add(batch->extent, batch->frames);
-    if (error == 0) {
-      static_cast<void>(pipeline_.release(*batch));
-      return;
-    }
-    log_warning("cannot lock floor pages: " + std::string(std::strerror(error)) +
-                "; they stay evictable (raise RLIMIT_MEMLOCK, or lower the floor)");
-    quiet_until_ = Clock::now() + kFailurePause;
-  }
-  const Extent extent = batch->extent;
-  const std::uint64_t rejected = pipeline_.release(*batch);
-  evictable_.push_back(extent);
-  evictable_pages_ += extent.count - rejected;
-  if (rejected == 0) {
-    placer_.add(extent);
-  }
-}
-
-void Inflater::on_purge(const wire::Purge& purge) {
-  log_info("the host asks for " + to_string(purge.amount) + " of page cache");
-  cache_.purge(purge.amount);
-}
-
-void Inflater::on_cache(const wire::CacheOrder& order) {
-  log_info("the host chooses the cache mode " + std::string(to_string(order.mode)));
-  cache_.set_mode(order.mode);
 }
 
 }  // namespace fileballoon::guest

@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <system_error>
 
@@ -43,7 +42,7 @@ int LockedFloor::add(Extent extent, std::span<const GuestFrame> frames) {
   return 0;
 }
 
-void LockedFloor::shrink_to(std::uint64_t pages, std::vector<Extent>& released) {
+void LockedFloor::shrink_to(std::uint64_t pages, std::vector<Released>& released) {
   while (this->pages() > pages) {
     Piece& last = pieces_.back();
     const std::uint64_t keep = pages > last.index ? pages - last.index : 0;
@@ -51,38 +50,17 @@ void LockedFloor::shrink_to(std::uint64_t pages, std::vector<Extent>& released) 
     void* const at = const_cast<void*>(address(last.index + keep));
     ::mmap(at, gone.size().count(), PROT_NONE,
            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    released.push_back(gone);
+    Released& out = released.emplace_back();
+    out.extent = gone;
+    for (std::uint64_t i = last.index + keep; i < frames_.size(); ++i) {
+      out.frames.push_back(frame(i));
+    }
+    ++version_;
     frames_.resize(last.index + keep);
     last.extent.count = keep;
     if (keep == 0) {
       pieces_.pop_back();
     }
-  }
-  look_next_ = std::min(look_next_, this->pages());
-}
-
-void LockedFloor::find_moved(FrameLookup& lookup, std::size_t most, std::vector<Moved>& out) {
-  std::array<GuestFrame, FrameLookup::kMostPages> seen;
-  const std::uint64_t looks = std::min(kLooksPerCall, pages());
-  for (std::uint64_t done = 0; done < looks && out.size() < most;) {
-    if (look_next_ >= pages()) {
-      look_next_ = 0;
-    }
-    const std::uint64_t count =
-        std::min<std::uint64_t>({seen.size(), pages() - look_next_, looks - done});
-    // "Not present" is a page on its way (a migration entry): the next round sees where it went.
-    if (lookup.look(address(look_next_), std::span(seen).first(count)) ==
-        FrameLookup::Look::failed) {
-      return;
-    }
-    std::uint64_t i = 0;
-    for (; i < count && out.size() < most; ++i) {
-      if (seen[i].number() != 0 && seen[i].number() != frames_[look_next_ + i]) {
-        out.push_back({look_next_ + i});
-      }
-    }
-    look_next_ += i;
-    done += i;
   }
 }
 

@@ -1,20 +1,24 @@
 // LockedFloor: the mandatory part of the balloon. Its pages stay mapped and mlock'ed, so reclaim
 // never takes them; locking does not stop compaction from moving them, so it remembers the frame of
-// each (4 bytes a page) and finds those that moved. Single-threaded, owned by the inflater.
+// each (4 bytes a page), by which MovedPages finds those that moved. Single-threaded, owned by the
+// inflater.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "fileballoon/frame.h"
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/extent.h"
-#include "guest-fs/frame_lookup.h"
 
 namespace fileballoon::guest {
 
 class LockedFloor {
  public:
+  /// Stands for the frame of a page that must be reported again.
+  static constexpr GuestFrame kUnknown{0xffffffff};
+
   /// Reserves address space for a floor of up to `most`; takes no memory yet. Throws
   /// std::system_error.
   LockedFloor(const BalloonFile& file, Bytes most);
@@ -31,18 +35,21 @@ class LockedFloor {
   [[nodiscard]] int add(Extent extent, std::span<const GuestFrame> frames);
   /// Unlocks the youngest pages until at most `pages` are left; what was unlocked is appended to
   /// `released` and is evictable from then on.
-  void shrink_to(std::uint64_t pages, std::vector<Extent>& released);
-
-  /// Addresses of pages that are no longer where they were reported, at most `most`. Each call
-  /// looks at the next kLooksPerCall pages, so a large floor costs no burst.
-  static constexpr std::uint64_t kLooksPerCall = 8192;
-  struct Moved {
-    std::uint64_t index = 0;  ///< page of the floor
+  struct Released {
+    Extent extent;
+    std::vector<GuestFrame> frames;  ///< one per page
   };
-  void find_moved(FrameLookup& lookup, std::size_t most, std::vector<Moved>& out);
+  void shrink_to(std::uint64_t pages, std::vector<Released>& released);
+
   [[nodiscard]] const void* address(std::uint64_t index) const {
     return static_cast<const char*>(base_) + index * kPageSize;
   }
+  /// Where page `index` was when it was last reported.
+  [[nodiscard]] GuestFrame frame(std::uint64_t index) const {
+    return GuestFrame(frames_.at(index));
+  }
+  /// Changes whenever a page number begins to mean another page.
+  [[nodiscard]] std::uint64_t version() const { return version_; }
   /// Records where a page that moved was seen and reported.
   void set_frame(std::uint64_t index, GuestFrame frame);
 
@@ -57,7 +64,7 @@ class LockedFloor {
   void* base_ = nullptr;
   std::vector<Piece> pieces_;          // ascending by index
   std::vector<std::uint32_t> frames_;  // frame numbers: 32 bits reach 16 TiB
-  std::uint64_t look_next_ = 0;
+  std::uint64_t version_ = 0;
 };
 
 }  // namespace fileballoon::guest

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <string>
 #include <vector>
 
 namespace fileballoon::guest {
@@ -19,6 +21,21 @@ struct Sizes {
   std::string_view target;
   std::string_view floor;
 };
+
+std::optional<Error> parse_every(std::string_view value, Options& options) {
+  // Below, the walk would never rest; above, nobody would notice that something is reported.
+  constexpr int kLeast = 100;
+  constexpr int kMost = 60'000;
+  int number = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+  if (error != std::errc{} || end != value.data() + value.size() || number < kLeast ||
+      number > kMost) {
+    return Error{"option 'deflate_every': write milliseconds, from " + std::to_string(kLeast) +
+                 " to " + std::to_string(kMost)};
+  }
+  options.deflate_every = std::chrono::milliseconds(number);
+  return std::nullopt;
+}
 
 std::optional<Error> parse_option(std::string_view option, Options& options, Sizes& sizes) {
   const auto equals = option.find('=');
@@ -55,6 +72,17 @@ std::optional<Error> parse_option(std::string_view option, Options& options, Siz
     options.pages = value == "small" ? PageChoice::small : PageChoice::automatic;
     return std::nullopt;
   }
+  if (key == "deflate") {
+    const Result<DeflateMode> mode = parse_deflate_mode(value);
+    if (!mode) {
+      return Error{"option 'deflate': " + mode.error().message};
+    }
+    options.deflate = *mode;
+    return std::nullopt;
+  }
+  if (key == "deflate_every") {
+    return parse_every(value, options);
+  }
   if (key == "ro") {
     return Error{"option 'ro': a read-only balloon could not take a target; leave it out"};
   }
@@ -62,9 +90,9 @@ std::optional<Error> parse_option(std::string_view option, Options& options, Siz
       std::find(kIgnored.begin(), kIgnored.end(), key) != kIgnored.end()) {
     return std::nullopt;
   }
-  return Error{
-      "unknown option '" + std::string(key) +
-      "'; balloonfs knows channel=, target=, floor=, cache= and pages= (balloonfs --help)"};
+  return Error{"unknown option '" + std::string(key) +
+               "'; balloonfs knows channel=, target=, floor=, cache=, pages=, deflate= and "
+               "deflate_every= (balloonfs --help)"};
 }
 
 std::optional<Error> parse_list(std::string_view list, Options& options, Sizes& sizes) {
@@ -173,6 +201,10 @@ std::string_view usage() {
          "  -o pages=auto|small what the balloon is made of: folios of 2 MiB where the kernel has "
          "them\n"
          "                      (Linux 6.12 with EROFS), or 4 KiB pages; default auto\n"
+         "  -o deflate=MODE     what the host hears when balloon pages are used again: silent "
+         "(default),\n"
+         "                      batched, or tell-host-first: the host backs them before\n"
+         "  -o deflate_every=MS batched: least time between two reports; default 1000\n"
          "  -f, --foreground    do not become a daemon; messages go to the terminal\n"
          "  -h, --help          this text\n"
          "  -V, --version       the version\n"

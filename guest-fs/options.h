@@ -2,12 +2,14 @@
 // `mount -t fuse.balloonfs SOURCE DIR -o …`, and as fstab spells it. Pure; thread-safe.
 #pragma once
 
+#include <chrono>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "fileballoon/cold_cache.h"
+#include "fileballoon/deflate_mode.h"
 #include "fileballoon/limits.h"
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/channel.h"
@@ -21,6 +23,8 @@ struct Options {
   Limits limits;
   CacheMode cache = CacheMode::proactive;
   PageChoice pages = PageChoice::automatic;
+  DeflateMode deflate = DeflateMode::silent;
+  std::chrono::milliseconds deflate_every{1000};
   bool foreground = false;
   bool help = false;
   bool version = false;

@@ -47,9 +47,10 @@ std::uint64_t PinPipe::pinned() const {
 
 template <class Take>
 int PinPipe::pin_by(std::uint64_t pages, Take&& take) {
+  const std::uint64_t before = pinned();
   for (Pipe& pipe : pipes_) {
     while (pipe.pinned < kPagesPerPipe) {
-      const std::uint64_t done = pinned();
+      const std::uint64_t done = pinned() - before;
       if (done >= pages) {
         return 0;
       }
@@ -63,7 +64,11 @@ int PinPipe::pin_by(std::uint64_t pages, Take&& take) {
       }
     }
   }
-  return pinned() >= pages ? 0 : ENOSPC;
+  if (pinned() - before < pages) {
+    release();
+    return ENOSPC;
+  }
+  return 0;
 }
 
 int PinPipe::pin(const void* address, std::uint64_t pages) {

@@ -26,7 +26,8 @@ class PinPipe {
   [[nodiscard]] std::uint64_t capacity() const { return pipes_.size() * kPagesPerPipe; }
 
   /// Pins the `pages` pages mapped at `address`, filling them from the file where they are not
-  /// cached. 0 or an errno value (EFAULT: the file could not be read); on error nothing is pinned.
+  /// cached, beside what it holds already. 0 or an errno value (EFAULT: the file could not be
+  /// read); on error nothing is pinned.
   [[nodiscard]] int pin(const void* address, std::uint64_t pages);
   /// The same by splice(2) from the file, without a mapping.
   [[nodiscard]] int pin_file(int fd, std::uint64_t byte_offset, std::uint64_t pages);
@@ -39,7 +40,7 @@ class PinPipe {
     std::uint64_t pinned = 0;
   };
   [[nodiscard]] std::uint64_t pinned() const;
-  /// Takes pages until `pages` are held, each time by `take(pipe, first, most)`, which returns
+  /// Takes `pages` pages more, each time by `take(pipe, first, most)`, which returns
   /// bytes as splice(2) does.
   template <class Take>
   [[nodiscard]] int pin_by(std::uint64_t pages, Take&& take);

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdio>
 
+#include "fileballoon/deflate_mode.h"
 #include "guest-fs/reclaim/cold_cache.h"
 
 namespace fileballoon::guest {
@@ -30,6 +31,7 @@ class Object {
   void add(std::string_view key, std::uint64_t value) { add_raw(key, std::to_string(value)); }
   void add(std::string_view key, Bytes value) { add(key, value.count()); }
   void add_text(std::string_view key, std::string_view value) { add_raw(key, quoted(value)); }
+  void add_null(std::string_view key) { add_raw(key, "null"); }
   void add_bool(std::string_view key, bool value) { add_raw(key, value ? "true" : "false"); }
   [[nodiscard]] std::string finish() && { return text_ + "}\n"; }
 
@@ -40,6 +42,16 @@ class Object {
   }
   std::string text_ = "{";
 };
+
+/// Why the floor is not what it should be.
+std::string floor_words(const AgentStats& stats, const Limits& limits,
+                        const GrowthDecision& decision) {
+  if (stats.locked_pages >= limits.floor.whole_pages()) {
+    return "complete";
+  }
+  return stats.lock_limited != 0 ? "no more memory can be locked (RLIMIT_MEMLOCK)"
+                                 : to_string(decision);
+}
 
 }  // namespace
 
@@ -54,12 +66,19 @@ std::string stats_json(const AgentStats& stats, const Limits& limits, Bytes ram,
   object.add("floor_bytes", limits.floor);
   object.add("resident_bytes", Bytes::pages(stats.resident_pages));
   object.add("locked_bytes", Bytes::pages(stats.locked_pages));
+  if (stats.host_absent_bytes == AgentStats::kUnknown) {
+    object.add_null("host_absent_bytes");
+  } else {
+    object.add("host_absent_bytes", stats.host_absent_bytes);
+  }
   object.add("in_flight_bytes", Bytes::pages(stats.in_flight_pages));
   object.add("inflated_pages", stats.inflated_pages);
   object.add("evicted_pages", stats.evicted_pages);
   object.add("dropped_pages", stats.dropped_pages);
   object.add("cancelled_pages", stats.cancelled_pages);
   object.add("migrated_pages", stats.migrated_pages);
+  object.add("named_pages", stats.named_pages);
+  object.add("unbacked_pages", stats.unbacked_pages);
   object.add("not_zero_pages", stats.not_zero_pages);
   object.add("refused_pages", stats.refused_pages);
   object.add("failed_pages", stats.failed_pages);
@@ -74,7 +93,9 @@ std::string stats_json(const AgentStats& stats, const Limits& limits, Bytes ram,
   object.add("cache_evicted_pages", stats.cache_evicted_pages);
   object.add("cache_pauses", stats.cache_pauses);
   object.add("purged_bytes", stats.purged_bytes);
+  object.add_text("deflate", to_string(static_cast<DeflateMode>(stats.deflate_mode)));
   object.add_text("growth", to_string(decision));
+  object.add_text("floor", floor_words(stats, limits, decision));
   object.add_bool("connected", stats.connected != 0);
   object.add("sessions", stats.sessions);
   object.add("epoch", stats.epoch);

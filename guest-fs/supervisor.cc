@@ -88,7 +88,7 @@ void detach_dead_mount(const std::string& mount_point) {
   auto end = Inflater::End::stopped;
   try {
     Inflater inflater({options.mount_point, options.channel, ram, std::move(ranges), options.cache,
-                       options.pages},
+                       options.pages, options.deflate, options.deflate_every},
                       shared, fd);
     if (!options.foreground) {
       leave_terminal();
@@ -247,7 +247,9 @@ class Supervisor {
 
   int stop(int status) {
     say(control_.get(), "s");
-    if (!child_->wait_for(kStopPatience)) {
+    const bool asks_host = options_.deflate == DeflateMode::tell_host_first;
+    if (!child_->wait_for(kStopPatience +
+                          (asks_host ? Inflater::kLeaveWithin : std::chrono::seconds(0)))) {
       log_warning("the inflater process does not end; killing it");
     }
     child_->kill_and_reap();

@@ -130,6 +130,8 @@ std::string format_stats(const json::object& vm) {
     line("  not zero", count(*counters, "frames_not_zero"), "held data; left alone");
     line("  refused", count(*counters, "frames_refused"), "not RAM, or out of order");
     line("  failed", count(*counters, "frames_failed"), "zero, but could not be freed");
+    line("frames deflated", count(*counters, "frames_deflated"), "named as gone (deflate=batched)");
+    line("frames backed", count(*counters, "frames_backed"), "on request (tell-host-first)");
   }
   if (const auto* warnings = vm.if_contains("warnings");
       warnings != nullptr && warnings->is_array()) {

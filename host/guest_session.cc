@@ -19,7 +19,11 @@ void GuestSession::open() {
   heard_ = ignored_ + decoder_.skipped();
 }
 
-void GuestSession::send_hello() { wire::encode(session_.hello(), wire::Hello{}, output_); }
+void GuestSession::send_hello() {
+  wire::Hello hello;
+  hello.features = wire::kFeaturePopulate;
+  wire::encode(session_.hello(), hello, output_);
+}
 
 void GuestSession::repeat_hello() {
   const std::uint64_t heard = ignored_ + decoder_.skipped();
@@ -82,6 +86,9 @@ void GuestSession::handle(wire::Frame frame) {
   } else if (auto* report = std::get_if<wire::Report>(&frame.message)) {
     ++open_reports_;
     delegate_.on_report({generation_, frame.header.sequence}, std::move(*report));
+  } else if (auto* populate = std::get_if<wire::Populate>(&frame.message)) {
+    ++open_reports_;
+    delegate_.on_populate({generation_, frame.header.sequence}, std::move(*populate));
   } else if (const auto* stats = std::get_if<wire::Stats>(&frame.message)) {
     delegate_.on_stats(*stats);
   } else if (const auto* deflated = std::get_if<wire::Deflated>(&frame.message)) {
@@ -121,6 +128,7 @@ void GuestSession::handle_hello(const wire::Hello& hello, Session::Verdict verdi
   const bool rebooted = boot_id_ && *boot_id_ != hello.boot_id;
   boot_id_ = hello.boot_id;
   limits_due_ = limits_.has_value();
+  told_absent_.reset();
   cache_due_ = cache_.has_value();
   in_session_ = true;
   delegate_.on_established(hello, rebooted);
@@ -133,7 +141,9 @@ std::optional<std::string> GuestSession::ram_mismatch(const wire::Hello& hello) 
     if (!layout_.translate(range, pieces)) {
       return fmt::format(
           "the guest says that it has RAM at {:#x}, {} frames, where this VM has none: is the "
-          "channel that of another VM?",
+          "channel that of another VM? If memory was plugged in since the VM was attached, detach "
+          "it "
+          "and attach it again",
           range.first.number() * kPageSize, range.count);
     }
   }
@@ -146,6 +156,13 @@ void GuestSession::complete(Batch batch, std::vector<wire::RangeOutcome> outcome
     return;
   }
   send(wire::Ack{batch.sequence, std::move(outcomes)});
+}
+
+void GuestSession::complete_populate(Batch batch, std::vector<std::uint32_t> backed) {
+  --open_reports_;
+  if (batch.generation == generation_ && in_session_) {
+    send(wire::Populated{batch.sequence, std::move(backed)});
+  }
 }
 
 void GuestSession::set_limits(const wire::LimitsMessage& limits) {
@@ -164,6 +181,18 @@ bool GuestSession::send_purge(Bytes amount) {
   }
   send(wire::Purge{amount});
   return true;
+}
+
+void GuestSession::send_host_state(Bytes absent) {
+  if (!in_session_ || output_.size() >= kMaxOutput) {
+    return;
+  }
+  const Bytes told = told_absent_.value_or(Bytes(0));
+  const Bytes change = absent > told ? absent - told : told - absent;
+  if (!told_absent_ || change >= kTellChange) {
+    told_absent_ = absent;
+    send(wire::HostState{absent});
+  }
 }
 
 void GuestSession::fail(wire::ErrorCode code, std::string text) {

@@ -45,6 +45,8 @@ class GuestSession {
     /// Do the work, then call complete(), also for a batch whose session is over by then: it is
     /// what bounds the work that a guest can start by opening session after session.
     virtual void on_report(Batch batch, wire::Report report) = 0;
+    /// Put memory behind the frames, then call complete_populate(); as with a report.
+    virtual void on_populate(Batch batch, wire::Populate request) = 0;
     virtual void on_stats(const wire::Stats& stats) = 0;
     virtual void on_deflated(const wire::Deflated& deflated) = 0;
   };
@@ -69,6 +71,8 @@ class GuestSession {
   /// The work for `batch` is done or was cancelled: queues its ACK, unless its session is over.
   /// Exactly once for every on_report().
   void complete(Batch batch, std::vector<wire::RangeOutcome> outcomes);
+  /// The same for on_populate(); `backed`: frames with memory now, one count per range.
+  void complete_populate(Batch batch, std::vector<std::uint32_t> backed);
 
   /// What the balloon should be; sent now or once a session stands. Only the latest is sent.
   void set_limits(const wire::LimitsMessage& limits);
@@ -76,6 +80,10 @@ class GuestSession {
   void set_cache(const wire::CacheOrder& order);
   /// Asks the guest to give up cold page cache; false without a session.
   bool send_purge(Bytes amount);
+  /// Tells the guest how much of its RAM has no memory behind it, where that has changed by
+  /// kTellChange or more since it was told last.
+  void send_host_state(Bytes absent);
+  static constexpr Bytes kTellChange = Bytes::mib(1);
   /// Ends the session with an ERROR for the guest.
   void fail(wire::ErrorCode code, std::string text);
 
@@ -111,6 +119,7 @@ class GuestSession {
   bool limits_due_ = false;
   std::optional<wire::CacheOrder> cache_;
   bool cache_due_ = false;
+  std::optional<Bytes> told_absent_;
   std::optional<std::string> failure_;
 };
 

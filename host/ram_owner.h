@@ -31,6 +31,11 @@ class RamOwner {
 
   /// Verifies and discards; blocks for the kernel's work. Thread-safe.
   [[nodiscard]] virtual DiscardOutcome discard(const BackingRange& range) = 0;
+  /// Puts memory behind every page of `range`, zero where there was none; what is there stays as it
+  /// is. Blocks; thread-safe. 0 or an errno value: ENOTSUP where this kind of owner cannot.
+  [[nodiscard]] virtual int populate(const BackingRange& range) = 0;
+  /// Whether populate() works at all.
+  [[nodiscard]] virtual bool can_populate() const = 0;
   /// Memory really behind the RAM now (allocated blocks). Thread-safe, cheap.
   [[nodiscard]] virtual Bytes footprint() const = 0;
   /// Size of the RAM: all backings. Constant.

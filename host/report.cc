@@ -1,5 +1,7 @@
 #include "host/report.h"
 
+#include <algorithm>
+
 namespace fileballoon::host {
 
 std::optional<std::vector<wire::RangeOutcome>> execute_report(const wire::Report& report,
@@ -31,6 +33,26 @@ std::optional<std::vector<wire::RangeOutcome>> execute_report(const wire::Report
     outcomes.push_back(outcome);
   }
   return outcomes;
+}
+
+std::vector<std::uint32_t> execute_populate(const wire::Populate& request, const RamLayout& layout,
+                                            RamOwner* owner) {
+  std::vector<std::uint32_t> backed(request.ranges.size());
+  std::vector<BackingRange> pieces;
+  GuestFrame next;  // ranges must start here or above
+  for (std::size_t i = 0; i < backed.size() && owner != nullptr; ++i) {
+    const FrameRange& range = request.ranges[i];
+    pieces.clear();
+    if (range.first < next || !layout.translate(range, pieces)) {
+      continue;
+    }
+    const bool all = std::all_of(pieces.begin(), pieces.end(), [owner](const BackingRange& piece) {
+      return owner->populate(piece) == 0;
+    });
+    backed[i] = all ? static_cast<std::uint32_t>(range.count) : 0;
+    next = range.end();
+  }
+  return backed;
 }
 
 }  // namespace fileballoon::host

@@ -1,7 +1,7 @@
-// What the daemon does with a REPORT: check every range against the guest's RAM, translate, have
-// the RAM's owner verify and discard, and say per range what became of it. Runs on a worker thread;
-// the guest is hostile, so a range that is not plain RAM in ascending order is refused and the rest
-// goes on.
+// What the daemon does with a REPORT and a POPULATE. A report: check every range against the
+// guest's RAM, translate, have the RAM's owner verify and discard, and say per range what became of
+// it. Runs on a worker thread; the guest is hostile, so a range that is not plain RAM in ascending
+// order is refused and the rest goes on.
 #pragma once
 
 #include <atomic>
@@ -19,5 +19,11 @@ namespace fileballoon::host {
 [[nodiscard]] std::optional<std::vector<wire::RangeOutcome>> execute_report(
     const wire::Report& report, const RamLayout& layout, RamOwner& owner,
     const std::atomic<bool>& cancelled);
+
+/// Has memory put behind the frames of `request`; frames backed, one count per range. Ranges that
+/// are not plain RAM in ascending order, and those that the host has no memory for, count 0. Null
+/// `owner`: the VM is gone. Blocks; thread-safe where `owner` is.
+[[nodiscard]] std::vector<std::uint32_t> execute_populate(const wire::Populate& request,
+                                                          const RamLayout& layout, RamOwner* owner);
 
 }  // namespace fileballoon::host

@@ -2,6 +2,8 @@
 // keeper (uffd/faultd), which lives on when this daemon ends and is found again by the next one.
 #pragma once
 
+#include <cerrno>
+
 #include "host/ram_owner.h"
 #include "uffd/faultd/client.h"
 
@@ -15,6 +17,9 @@ class UffdRamOwner final : public RamOwner {
   ~UffdRamOwner() override;
 
   [[nodiscard]] DiscardOutcome discard(const BackingRange& range) override;
+  /// The keeper books which frames are absent; memory that appears behind its back would not be.
+  [[nodiscard]] int populate(const BackingRange&) override { return ENOTSUP; }
+  [[nodiscard]] bool can_populate() const override { return false; }
   [[nodiscard]] Bytes footprint() const override { return ram_->footprint(); }
   [[nodiscard]] Bytes size() const override { return ram_->size(); }
   [[nodiscard]] std::string keeper_socket() const override { return socket_; }

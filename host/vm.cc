@@ -5,6 +5,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
+#include <numeric>
 #include <random>
 #include <utility>
 
@@ -57,6 +58,7 @@ constexpr std::array kStatNames = {
     StatName{wire::StatKey::cache_purged_pages, "cache_purged_pages", false},
     StatName{wire::StatKey::cache_pauses, "cache_pauses", false},
     StatName{wire::StatKey::epoch, "epoch", false},
+    StatName{wire::StatKey::deflate_mode, "deflate_mode", false},
 };
 
 }  // namespace
@@ -247,7 +249,7 @@ bool Vm::purge(Bytes amount) {
 
 // ------------------------------------------------------------------------- GuestSession::Delegate
 
-void Vm::on_established(const wire::Hello& /*hello*/, bool rebooted) {
+void Vm::on_established(const wire::Hello& hello, bool rebooted) {
   ++counters_.sessions;
   cancelled_ = std::make_shared<std::atomic<bool>>(false);
   guest_stats_.clear();
@@ -259,6 +261,11 @@ void Vm::on_established(const wire::Hello& /*hello*/, bool rebooted) {
   }
   events_.publish_from_guest(Severity::info, "guest-connected", spec_.name,
                              "the guest's agent is connected");
+  if ((hello.features & wire::kFeatureTellHostFirst) != 0 && ram_ && !ram_->can_populate()) {
+    session_.fail(wire::ErrorCode::other,
+                  "deflate=tell-host-first needs a host that backs frames on request, which "
+                  "--refault uffd does not; attach the VM with --refault kernel");
+  }
 }
 
 void Vm::on_session_over() { cancelled_->store(true, std::memory_order_relaxed); }
@@ -277,6 +284,25 @@ void Vm::on_report(GuestSession::Batch batch, wire::Report report) {
     asio::io_context& control = self->control_;
     asio::post(control, [self = std::move(self), batch, outcomes = std::move(outcomes)]() mutable {
       self->finish_report(batch, std::move(outcomes));
+    });
+  });
+}
+
+void Vm::on_populate(GuestSession::Batch batch, wire::Populate request) {
+  ++work_in_flight_;
+  asio::post(worker_, [self = shared_from_this(), ram = ram_, layout = layout_, batch,
+                       request = std::move(request)]() mutable {
+    auto backed = execute_populate(request, *layout, ram.get());
+    ram.reset();
+    asio::io_context& control = self->control_;
+    asio::post(control, [self = std::move(self), batch, backed = std::move(backed)]() mutable {
+      --self->work_in_flight_;
+      self->counters_.backed += std::accumulate(backed.begin(), backed.end(), std::uint64_t{0});
+      self->session_.complete_populate(batch, std::move(backed));
+      if (self->channel_) {
+        self->channel_->notify();
+      }
+      self->changed_.notify();
     });
   });
 }
@@ -312,9 +338,13 @@ void Vm::on_stats(const wire::Stats& stats) {
     deflation_->guest_holds(*resident, limits_.target.whole_pages());
   }
   guest_stats_at_ = Clock::now();
+  if (ram_) {
+    session_.send_host_state(ram_size_ - ram_->footprint());
+  }
 }
 
 void Vm::on_deflated(const wire::Deflated& deflated) {
+  counters_.deflated += total_frames(deflated.ranges);
   guest_stats_[wire::StatKey::resident_pages] = deflated.resident.whole_pages();
   deflation_->guest_holds(deflated.resident.whole_pages(), limits_.target.whole_pages());
   guest_stats_at_ = Clock::now();
@@ -376,6 +406,7 @@ boost::json::object Vm::stats() const {
       {"reports", counters_.reports},          {"frames_discarded", counters_.discarded},
       {"frames_not_zero", counters_.not_zero}, {"frames_refused", counters_.refused},
       {"frames_failed", counters_.failed},     {"reports_cancelled", counters_.cancelled_reports},
+      {"frames_deflated", counters_.deflated}, {"frames_backed", counters_.backed},
       {"sessions", counters_.sessions},        {"sessions_failed", counters_.failed_sessions}};
   boost::json::array warnings;
   for (const std::string& warning : known_.warnings) {

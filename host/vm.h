@@ -32,6 +32,8 @@ struct VmCounters {
   std::uint64_t refused = 0;
   std::uint64_t failed = 0;
   std::uint64_t cancelled_reports = 0;
+  std::uint64_t deflated = 0;  ///< frames that the guest named as gone from its balloon
+  std::uint64_t backed = 0;    ///< frames backed again on the guest's request
   std::uint64_t sessions = 0;
   std::uint64_t failed_sessions = 0;
 };
@@ -90,6 +92,7 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   void on_established(const wire::Hello& hello, bool rebooted) override;
   void on_session_over() override;
   void on_report(GuestSession::Batch batch, wire::Report report) override;
+  void on_populate(GuestSession::Batch batch, wire::Populate request) override;
   void on_stats(const wire::Stats& stats) override;
   void on_deflated(const wire::Deflated& deflated) override;
 

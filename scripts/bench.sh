@@ -22,7 +22,7 @@ run discard_rate "$build/bench/discard_rate"
 run pager "$build/bench/pager"
 run arbiter_sim "$build/bench/arbiter_sim" --vms 10000 --hours 24
 "$(dirname "$0")/fetch-build-sources.sh" "$build/build-sources"
-for scenario in inflate pressure interference build; do
+for scenario in inflate pressure interference rest build; do
   run "vm_bench-$scenario" "$build/bench/vm_bench" --scenario "$scenario"
 done
 # Two minutes a mode: one run.

@@ -63,5 +63,6 @@ void relate_to_none(std::vector<Row>& rows, std::string_view field, std::string_
 [[nodiscard]] Scenario& tracking_scenario();
 [[nodiscard]] Scenario& build_scenario();
 [[nodiscard]] Scenario& interference_scenario();
+[[nodiscard]] Scenario& rest_scenario();
 
 }  // namespace fileballoon::bench

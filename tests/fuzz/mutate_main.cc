@@ -60,7 +60,7 @@ Input valid_stream(std::mt19937_64& random) {
   };
   for (std::uint64_t n = random() % 8; n > 0; --n) {
     ++header.sequence;
-    switch (random() % 8) {
+    switch (random() % 11) {
       case 0:
         wire::encode(header, wire::Report{ranges(500)}, out);
         break;
@@ -82,6 +82,16 @@ Input valid_stream(std::mt19937_64& random) {
         break;
       case 6:
         wire::encode(header, wire::CacheOrder{static_cast<CacheMode>(random() % 6)}, out);
+        break;
+      case 7:
+        wire::encode(header, wire::Populate{ranges(500)}, out);
+        break;
+      case 8:
+        wire::encode(header,
+                     wire::Populated{random(), std::vector<std::uint32_t>(random() % 20, 7)}, out);
+        break;
+      case 9:
+        wire::encode(header, wire::HostState{Bytes(random())}, out);
         break;
       default:
         wire::encode(header, wire::Purge{Bytes(random())}, out);

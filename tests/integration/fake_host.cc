@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -76,7 +77,27 @@ void FakeHost::run() {
     if (connection_.valid()) {
       read_some();
     }
+    answer_asked();
   }
+}
+
+wire::Hello FakeHost::own_hello() const {
+  wire::Hello hello;
+  hello.features = offers_ ? wire::kFeaturePopulate : 0;
+  return hello;
+}
+
+void FakeHost::answer_asked() {
+  for (const auto& [name, request] : asked_) {
+    wire::Populated answer{name, {}};
+    for (const FrameRange& range : request.ranges) {
+      answer.backed.push_back(backs_ ? static_cast<std::uint32_t>(range.count) : 0);
+    }
+    if (session_.is_established()) {
+      send(session_.next_header(), answer);
+    }
+  }
+  asked_.clear();
 }
 
 void FakeHost::accept_one() {
@@ -86,7 +107,7 @@ void FakeHost::accept_one() {
     session_.reset();
     decoder_.restart();
     pending_.clear();
-    send(session_.hello(), wire::Hello{});
+    send(session_.hello(), own_hello());
   }
 }
 
@@ -124,12 +145,12 @@ void FakeHost::handle(const wire::Frame& frame) {
       return;
     case Session::Verdict::reply_hello:
       hello_ = std::get<wire::Hello>(frame.message);
-      send(session_.hello(), wire::Hello{});
+      send(session_.hello(), own_hello());
       return;
     case Session::Verdict::established:
       hello_ = std::get<wire::Hello>(frame.message);
       if (session_.must_reply()) {
-        send(session_.hello(), wire::Hello{});
+        send(session_.hello(), own_hello());
       }
       ++sessions_;
       if (limits_) {
@@ -148,6 +169,12 @@ void FakeHost::handle(const wire::Frame& frame) {
     } else {
       acknowledge(frame.header.sequence, *report, answer_);
     }
+  } else if (const auto* deflated = std::get_if<wire::Deflated>(&frame.message)) {
+    deflated_pages_ += total_frames(deflated->ranges);
+  } else if (const auto* request = std::get_if<wire::Populate>(&frame.message)) {
+    asked_pages_ += total_frames(request->ranges);
+    asked_.emplace_back(frame.header.sequence, *request);
+    most_asked_ = std::max<std::uint64_t>(most_asked_, asked_.size());
   } else if (const auto* stats = std::get_if<wire::Stats>(&frame.message)) {
     ++stats_messages_;
     last_stats_ = *stats;
@@ -187,6 +214,7 @@ void FakeHost::close_connection() {
   connection_.reset();
   session_.reset();
   pending_.clear();
+  asked_.clear();
 }
 
 void FakeHost::answer_with(Answer answer) {
@@ -213,6 +241,21 @@ void FakeHost::set_limits(Limits limits) {
 void FakeHost::send_purge(Bytes amount) {
   const std::lock_guard lock(mutex_);
   send(session_.next_header(), wire::Purge{amount});
+}
+
+void FakeHost::send_state(Bytes absent) {
+  const std::lock_guard lock(mutex_);
+  send(session_.next_header(), wire::HostState{absent});
+}
+
+void FakeHost::offer_backing(bool offer) {
+  const std::lock_guard lock(mutex_);
+  offers_ = offer;
+}
+
+void FakeHost::back_with(bool backs) {
+  const std::lock_guard lock(mutex_);
+  backs_ = backs;
 }
 
 void FakeHost::send_raw(std::string_view bytes) {
@@ -265,6 +308,9 @@ FILEBALLOON_LOCKED_GETTER(wire::Stats, last_stats, last_stats_)
 FILEBALLOON_LOCKED_GETTER(wire::Hello, hello, hello_)
 FILEBALLOON_LOCKED_GETTER(std::vector<FrameRange>, all_ranges, all_ranges_)
 FILEBALLOON_LOCKED_GETTER(bool, connected, session_.is_established())
+FILEBALLOON_LOCKED_GETTER(std::uint64_t, deflated_pages, deflated_pages_)
+FILEBALLOON_LOCKED_GETTER(std::uint64_t, asked_pages, asked_pages_)
+FILEBALLOON_LOCKED_GETTER(std::uint64_t, most_asked_at_once, most_asked_)
 #undef FILEBALLOON_LOCKED_GETTER
 
 }  // namespace fileballoon::test

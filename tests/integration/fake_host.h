@@ -37,6 +37,11 @@ class FakeHost {
   /// Sent now if a session stands, and at the start of every later one.
   void set_limits(Limits limits);
   void send_purge(Bytes amount);
+  /// How much of the guest's RAM has no memory behind it, as this host would measure it.
+  void send_state(Bytes absent);
+  /// Whether its HELLO offers to back frames, and whether it can.
+  void offer_backing(bool offer);
+  void back_with(bool backs);
   /// Bytes as they are, into the connection.
   void send_raw(std::string_view bytes);
   /// Closes the present connection; the listener goes on.
@@ -58,12 +63,18 @@ class FakeHost {
   [[nodiscard]] wire::Hello hello() const;
   [[nodiscard]] std::vector<FrameRange> all_ranges() const;
   [[nodiscard]] bool connected() const;
+  /// Frames named by DEFLATED; those asked for by POPULATE; requests at once without an answer.
+  [[nodiscard]] std::uint64_t deflated_pages() const;
+  [[nodiscard]] std::uint64_t asked_pages() const;
+  [[nodiscard]] std::uint64_t most_asked_at_once() const;
 
  private:
   void run();
   void accept_one();
   void read_some();
   void handle(const wire::Frame& frame);
+  [[nodiscard]] wire::Hello own_hello() const;
+  void answer_asked();
   void acknowledge(std::uint64_t batch, const wire::Report& report, Answer answer);
   void send(wire::Header header, const wire::Message& message);
   void close_connection();
@@ -79,6 +90,12 @@ class FakeHost {
   wire::Decoder decoder_;
   Answer answer_ = Answer::discarded;
   std::vector<std::pair<std::uint64_t, wire::Report>> pending_;
+  std::vector<std::pair<std::uint64_t, wire::Populate>> asked_;
+  bool offers_ = true;
+  bool backs_ = true;
+  std::uint64_t deflated_pages_ = 0;
+  std::uint64_t asked_pages_ = 0;
+  std::uint64_t most_asked_ = 0;
   std::optional<Limits> limits_;
   std::uint64_t sessions_ = 0;
   std::uint64_t reported_pages_ = 0;

@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+#include <string>
+
 namespace fileballoon {
 namespace {
 
@@ -116,6 +119,57 @@ TEST(Growth, SaysWhyInWords) {
   EXPECT_EQ(to_string(GrowthDecision{GrowthReason::above_target, 1, {}}), "deflating to target");
   EXPECT_EQ(to_string(GrowthDecision{GrowthReason::below_reserve, 0, {}}),
             "free memory below reserve");
+}
+
+// Lost otherwise: memory taken from tasks that are already waiting for some.
+TEST(Growth, PausesWhileTasksWaitForMemoryAndGoesOnSoonAfter) {
+  Growth growth(kBatch);
+  growth.note_stalls(milliseconds(500), kStart);
+  EXPECT_EQ(growth.decide(roomy(), kLimits, kStart).reason, GrowthReason::growing)
+      << "what was before the first look says nothing about now";
+  growth.note_stalls(milliseconds(520), kStart + milliseconds(250));
+  EXPECT_EQ(growth.decide(roomy(), kLimits, kStart + milliseconds(250)).reason,
+            GrowthReason::growing)
+      << "8 % of a window is a page or two read back";
+  growth.note_stalls(milliseconds(620), kStart + milliseconds(500));
+  GrowthDecision d = growth.decide(roomy(), kLimits, kStart + milliseconds(500));
+  EXPECT_EQ(d.reason, GrowthReason::pressure);
+  EXPECT_EQ(d.wait, seconds(1));
+  EXPECT_EQ(to_string(d), "tasks wait for memory, 1.0 s left");
+  growth.note_stalls(milliseconds(620), kStart + seconds(1));
+  EXPECT_EQ(growth.decide(roomy(), kLimits, kStart + milliseconds(1499)).reason,
+            GrowthReason::pressure);
+  EXPECT_EQ(growth.decide(roomy(), kLimits, kStart + milliseconds(1500)).reason,
+            GrowthReason::growing);
+}
+
+TEST(Growth, WithoutPsiOrWithACounterThatStartsAnewThereIsNoPressure) {
+  Growth growth(kBatch);
+  growth.note_stalls(std::nullopt, kStart);
+  growth.note_stalls(seconds(9), kStart + seconds(1));
+  growth.note_stalls(seconds(1), kStart + seconds(2));
+  growth.note_stalls(std::nullopt, kStart + seconds(3));
+  EXPECT_EQ(growth.decide(roomy(), kLimits, kStart + seconds(3)).reason, GrowthReason::growing);
+}
+
+// A deflation that an operator asked for does not wait for anything.
+TEST(Growth, PressureDoesNotHoldBackDeflation) {
+  Growth growth(kBatch);
+  growth.note_stalls(seconds(0), kStart);
+  growth.note_stalls(seconds(1), kStart + seconds(1));
+  EXPECT_EQ(growth.decide(roomy(10700), kLimits, kStart + seconds(1)).reason,
+            GrowthReason::above_target);
+}
+
+// Lost otherwise: an operator reads a number, or nothing, where the reason should stand.
+TEST(Growth, EveryReasonHasWordsOfItsOwn) {
+  std::set<std::string> texts;
+  for (int i = 0; i <= static_cast<int>(kLastGrowthReason); ++i) {
+    texts.insert(to_string(GrowthDecision{static_cast<GrowthReason>(i), 0, milliseconds(1200)}));
+  }
+  EXPECT_EQ(texts.size(), static_cast<std::size_t>(kLastGrowthReason) + 1);
+  EXPECT_FALSE(texts.contains("unknown"));
+  EXPECT_TRUE(texts.contains("backing off after reclaim, 1.2 s left"));
 }
 
 }  // namespace

@@ -34,6 +34,9 @@ class Recorder : public GuestSession::Delegate {
   void on_report(GuestSession::Batch batch, wire::Report report) override {
     reports.emplace_back(batch, std::move(report));
   }
+  void on_populate(GuestSession::Batch batch, wire::Populate request) override {
+    populates.emplace_back(batch, std::move(request));
+  }
   void on_stats(const wire::Stats& s) override { stats = s; }
   void on_deflated(const wire::Deflated& d) override { deflated = d; }
 
@@ -41,6 +44,7 @@ class Recorder : public GuestSession::Delegate {
   int over = 0;
   int rebooted = 0;
   std::deque<std::pair<GuestSession::Batch, wire::Report>> reports;
+  std::deque<std::pair<GuestSession::Batch, wire::Populate>> populates;
   wire::Stats stats;
   wire::Deflated deflated;
 };
@@ -245,6 +249,45 @@ TEST_F(HostSession, UnknownTypesAreSkipped) {
   EXPECT_EQ(recorder.reports.size(), 1U);
 }
 
+// Lost otherwise: a guest of the mode tell-host-first never gets its memory back, or gets an answer
+// to what another session asked.
+TEST_F(HostSession, RequestsToBackFramesAreAnsweredInTheirSessionAndBounded) {
+  connect();
+  for (std::size_t i = 0; i < GuestSession::kMaxOpenReports; ++i) {
+    send(wire::Populate{{{GuestFrame(300 + i), 1}}});
+  }
+  ASSERT_EQ(recorder.populates.size(), GuestSession::kMaxOpenReports);
+  EXPECT_FALSE(host.wants_input()) << "a guest can have the host back frames without end";
+  host.complete_populate(recorder.populates[0].first, {1});
+  const auto answers = only<wire::Populated>(from_host());
+  ASSERT_EQ(answers.size(), 1U);
+  EXPECT_EQ(answers[0].request, recorder.populates[0].first.sequence);
+  EXPECT_EQ(answers[0].backed, std::vector<std::uint32_t>{1});
+  host.close();
+  host.complete_populate(recorder.populates[1].first, {1});
+  EXPECT_FALSE(host.has_output());
+}
+
+TEST_F(HostSession, TheHelloSaysThatFramesCanBeBacked) {
+  host.open();
+  EXPECT_EQ(only<wire::Hello>(from_host()).at(0).features & wire::kFeaturePopulate,
+            wire::kFeaturePopulate);
+}
+
+// Lost otherwise: the guest's `stats` shows an old number, or a quiet guest is woken every second.
+TEST_F(HostSession, TheGuestHearsHowMuchIsAbsentWhenThatHasChanged) {
+  host.send_host_state(Bytes::mib(5));
+  EXPECT_FALSE(host.has_output()) << "there is no session to say it in";
+  connect();
+  host.send_host_state(Bytes::mib(5));
+  host.send_host_state(Bytes::mib(5) + Bytes(kPageSize));
+  host.send_host_state(Bytes::mib(4));
+  const auto said = only<wire::HostState>(from_host());
+  ASSERT_EQ(said.size(), 2U);
+  EXPECT_EQ(said[0].absent, Bytes::mib(5));
+  EXPECT_EQ(said[1].absent, Bytes::mib(4));
+}
+
 TEST_F(HostSession, GuestsWithOtherPagesAreRefused) {
   host.open();
   wire::Hello strange = hello();
@@ -391,6 +434,14 @@ class FakeRam : public RamOwner {
     }
     return outcome;
   }
+  int populate(const BackingRange& range) override {
+    if (range.range.start <= data && data < range.range.end()) {
+      return ENOMEM;
+    }
+    calls.push_back(range);
+    return 0;
+  }
+  bool can_populate() const override { return true; }
   Bytes footprint() const override { return Bytes(0); }
   Bytes size() const override { return Bytes::gib(1); }
 
@@ -453,6 +504,20 @@ TEST_F(Reports, OverlappingAndDescendingRangesAreRefused) {
 TEST_F(Reports, LiveDataIsReportedAsNotZero) {
   ram.data = HostOffset(301 * kPageSize);
   EXPECT_EQ(execute({{GuestFrame(300), 4}})[0], (wire::RangeOutcome{3, 1, 0, 0}));
+}
+
+// Lost otherwise: a guest uses a frame that has no memory, or has the host back what is not its
+// RAM.
+TEST_F(Reports, FramesAreBackedWhereTheyAreRamAndThereIsMemory) {
+  ram.data = HostOffset(401 * kPageSize);  // here the host has none
+  const wire::Populate request{{{GuestFrame(300), 4},
+                                {GuestFrame(302), 4},
+                                {GuestFrame(400), 4},
+                                {GuestFrame(1 << 30), 4},
+                                {GuestFrame(500), 2}}};
+  EXPECT_EQ(execute_populate(request, layout, &ram), (std::vector<std::uint32_t>{4, 0, 0, 0, 2}));
+  EXPECT_EQ(ram.calls.size(), 2U);
+  EXPECT_EQ(execute_populate(request, layout, nullptr), std::vector<std::uint32_t>(5));
 }
 
 TEST_F(Reports, ACancelledBatchDoesNothingMore) {

@@ -127,6 +127,34 @@ TEST(Wire, ACacheModeOfALaterVersionIsSkipped) {
   EXPECT_TRUE(std::holds_alternative<Unknown>(frame.message));
 }
 
+TEST(Wire, PopulateAndItsAnswerRoundTripUpToTheirBounds) {
+  Populate request;
+  Populated answer{~0ULL, {}};
+  for (std::uint64_t i = 0; i < kMaxRanges; ++i) {
+    request.ranges.push_back({GuestFrame(i * 1000), 4});
+    answer.backed.push_back(static_cast<std::uint32_t>(i));
+  }
+  EXPECT_EQ(std::get<Populate>(round_trip(request).message).ranges, request.ranges);
+  const auto got = std::get<Populated>(round_trip(answer).message);
+  EXPECT_EQ(got.request, answer.request);
+  EXPECT_EQ(got.backed, answer.backed);
+  // What the host works on at a time stays bounded, as for a report.
+  request.ranges.push_back({GuestFrame(1ULL << 40), 1});
+  request.ranges.erase(request.ranges.begin());
+  request.ranges.back().count = kMaxFramesPerReport;
+  std::vector<std::byte> bytes;
+  encode(header(0), Hello{}, bytes);
+  encode(header(), request, bytes);
+  Decoder decoder;
+  EXPECT_EQ(decoder.feed(bytes), bytes.size());
+  (void)decoder.next();
+  EXPECT_TRUE(std::holds_alternative<DecodeError>(*decoder.next()));
+}
+
+TEST(Wire, HostStateRoundTrip) {
+  EXPECT_EQ(std::get<HostState>(round_trip(HostState{Bytes(12345)}).message).absent, Bytes(12345));
+}
+
 TEST(Wire, ErrorTextIsCutAndMadePrintable) {
   const ErrorMessage error{ErrorCode::busy, "a\x1b[2J\n" + std::string(1000, 'x')};
   const auto got = std::get<ErrorMessage>(round_trip(error).message);

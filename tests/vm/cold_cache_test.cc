@@ -24,14 +24,16 @@ constexpr Bytes kFile = Bytes::mib(200);
 class ColdCacheVm : public VmTest {
  protected:
   /// Boots a guest with a disk mounted on /mnt/disk that holds `file`, with the agent in `mode` and
-  /// an empty balloon that wants all of the RAM.
-  void start(const std::string& mode, const std::string& cmdline = {}) {
+  /// an empty balloon that wants all of the RAM. `before`: a shell command ahead of the agent.
+  void start(const std::string& mode, const std::string& cmdline = {},
+             const std::string& before = "true", unsigned cpus = 2) {
     make_disk();
     vmkit::VmOptions options;
+    options.cpus = cpus;
     options.disk = dir_.file("disk.img");
     options.extra_cmdline = cmdline;
     boot(options);
-    guest().shell("mkdir -p /mnt/disk && mount -t ext4 /dev/vda /mnt/disk");
+    guest().shell("mkdir -p /mnt/disk && mount -t ext4 /dev/vda /mnt/disk; " + before);
     start_daemon();
     daemon().attach(kName, vm());
     agent().mount("cache=" + mode);
@@ -144,6 +146,53 @@ TEST_F(ColdCacheVm, EpochsTakeWhatIsOlderAndThousandsOfThemAreFew) {
   const double took =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   EXPECT_LE(static_cast<double>(agent().number("epoch_turns") - turns), took + 2);
+}
+
+// Lost otherwise: a guest keeps cache that nobody has mapped while its host runs short, or gives it
+// away when there is no need.
+TEST_F(ColdCacheVm, UnmappedFirstTakesCacheOnlyWhenFreeMemoryIsShort) {
+  start("unmapped-first");
+  read_file();
+  daemon().set_target(kName, Bytes::mib(300));
+  ASSERT_TRUE(wait_inflated(Bytes::mib(300)));
+  EXPECT_GT(cache(), Bytes::mib(190));
+  want_everything();
+  EXPECT_TRUE(cache_falls_below(Bytes::mib(60)));
+  EXPECT_EQ(text("mode"), "unmapped-first");
+  EXPECT_EQ(vm().oom_kills(), 0U);
+}
+
+TEST_F(ColdCacheVm, AKernelWithoutItsGenerationsIsAskedInSteps) {
+  start("proactive", "", "echo n > /sys/kernel/mm/lru_gen/enabled");
+  EXPECT_EQ(text("cache_method"), "steps");
+  EXPECT_THAT(text("cache_note"), HasSubstr("switched off"));
+  want_everything();
+  read_file();
+  EXPECT_TRUE(wait_for(
+      "some of it goes",
+      [this] { return agent().number("cache_evicted_pages") > Bytes::mib(10).whole_pages(); },
+      seconds(60)));
+  EXPECT_LT(agent().number("evicted_pages"), 2000U) << "the balloon was asked as well";
+}
+
+// Too little privilege for one of the interfaces: even root may not write lru_gen under lockdown.
+TEST_F(ColdCacheVm, ALockedDownKernelIsAskedInStepsAndNamed) {
+  start("proactive", "lockdown=integrity");
+  EXPECT_EQ(text("cache_method"), "steps");
+  EXPECT_THAT(text("cache_note"), HasSubstr("lockdown"));
+  daemon().set_target(kName, Bytes::mib(300));
+  EXPECT_TRUE(wait_inflated(Bytes::mib(300)));
+}
+
+// One CPU: making the first memory cgroup patches code that another CPU may run
+// (docs/cold-cache.md).
+TEST_F(ColdCacheVm, AGuestWithCgroupV1AloneIsServedThroughAMountOfTheAgentsOwn) {
+  start("proactive", "guest.cgroup=v1", "true", 1);
+  EXPECT_EQ(guest().shell("grep -c cgroup2 /proc/mounts || true"), "0\n");
+  EXPECT_EQ(text("cache_method"), "generations");
+  want_everything();
+  read_file();
+  EXPECT_TRUE(cache_falls_below(Bytes::mib(60)));
 }
 
 // Lost otherwise: an operator wonders why nothing happens.

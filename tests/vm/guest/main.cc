@@ -96,12 +96,22 @@ int main() {
   mount_or_say("devtmpfs", "/dev", "devtmpfs");
   mount_or_say("tmpfs", "/tmp", "tmpfs");
   mount_or_say("tmpfs", "/run", "tmpfs");
-  mount_or_say("cgroup2", "/sys/fs/cgroup", "cgroup2");
+  // An init of the old kind mounts the controllers of version 1 and no cgroup2.
+  const bool v1 =
+      fileballoon::guest::read_text("/proc/cmdline").find("guest.cgroup=v1") != std::string::npos;
+  mount_or_say(v1 ? "none" : "cgroup2", "/sys/fs/cgroup", v1 ? "tmpfs" : "cgroup2");
+  if (v1) {
+    mkdir("/sys/fs/cgroup/cpu", 0755);
+    if (mount("cgroup", "/sys/fs/cgroup/cpu", "cgroup", 0, "cpu") != 0) {
+      std::fprintf(stderr, "init: mount cgroup v1: %s\n", std::strerror(errno));
+    }
+  }
   mount_or_say("debugfs", "/sys/kernel/debug", "debugfs");
   // As an init like systemd does it. Making the first memory cgroup patches kernel code, and under
   // TCG a CPU that runs that code at the moment can trip over the half-made patch (an int3 oops in
   // kmem_cache_free, seen with QEMU 7.2): nothing runs yet here.
-  if (const int control = open("/sys/fs/cgroup/cgroup.subtree_control", O_WRONLY | O_CLOEXEC);
+  if (const int control =
+          v1 ? -1 : open("/sys/fs/cgroup/cgroup.subtree_control", O_WRONLY | O_CLOEXEC);
       control >= 0) {
     if (write(control, "+memory", 7) == 7) mkdir("/sys/fs/cgroup/init", 0755);
     close(control);

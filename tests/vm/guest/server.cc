@@ -1,8 +1,10 @@
 #include "tests/vm/guest/server.h"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/reboot.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -20,6 +22,7 @@
 #include "tests/vm/guest/memory_work.h"
 #include "tests/vm/guest/staircase.h"
 #include "tests/vm/guest/sysinfo.h"
+#include "tests/vm/guest/vsock_relay.h"
 
 namespace fileballoon::guest {
 namespace json = boost::json;
@@ -229,6 +232,10 @@ bool Server::handle_task(std::int64_t id, const std::string& verb, const Object&
     if (job->second.request >= 0) throw std::runtime_error(name + " is busy");
     job->second.request = id;
     job->second.task->order({{"seconds", request.at("seconds")}});
+  } else if (verb == "vsock-relay") {
+    const auto port_number = static_cast<unsigned>(number_of(request, "port"));
+    const std::string path = text_of(request, "path");
+    start_task(id, name, [=](TaskPort& port) { relay_vsock(port, port_number, path); });
   } else if (verb == "report-live-data") {
     const std::string channel = text_of(request, "channel");
     const std::uint64_t pages = number_of(request, "pages");
@@ -282,11 +289,19 @@ void Server::spawn(std::int64_t id, const Object& request) {
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   const std::string log = request.contains("log") ? text_of(request, "log") : "/dev/console";
+  std::vector<unsigned long> dropped;
+  if (const auto* without = request.if_contains("without_capabilities")) {
+    for (const auto& one : without->as_array()) dropped.push_back(one.to_number<unsigned long>());
+  }
+  const auto uid = static_cast<uid_t>(number_or(request, "uid", 0));
   const pid_t pid = fork();
   if (pid < 0) throw std::system_error(errno, std::generic_category(), "fork");
   if (pid == 0) {
     unblock_signals();
     setsid();
+    // Not in the bounding set, a capability is not root's after the exec (capabilities(7)).
+    for (const unsigned long capability : dropped) prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
+    if (uid != 0 && (setgroups(0, nullptr) != 0 || setresuid(uid, uid, uid) != 0)) _exit(126);
     const int out = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
     const int in = open("/dev/null", O_RDONLY);
     dup2(in, 0);

@@ -18,7 +18,7 @@ std::string Agent::path(std::string_view file) const {
   return std::string(kMountPoint) + "/" + std::string(file);
 }
 
-void Agent::mount(const std::string& options) {
+void Agent::mount(const std::string& options, boost::json::object how) {
   GuestClient& guest = vm_.guest();
   guest.shell(std::string("mkdir -p ") + kMountPoint);
   boost::json::array argv{"/bin/balloonfs", kMountPoint};
@@ -26,7 +26,9 @@ void Agent::mount(const std::string& options) {
     argv.emplace_back("-o");
     argv.emplace_back(options);
   }
-  const auto started = guest.call("spawn", {{"argv", argv}, {"log", kLog}});
+  how["argv"] = argv;
+  how["log"] = kLog;
+  const auto started = guest.call("spawn", std::move(how));
   const auto deadline = std::chrono::steady_clock::now() + kMountLimit;
   while (true) {
     try {
@@ -41,6 +43,19 @@ void Agent::mount(const std::string& options) {
       throw std::runtime_error("balloonfs did not mount:\n" + guest.get_file(kLog));
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+void Agent::wait_mounted() {
+  const auto deadline = std::chrono::steady_clock::now() + kMountLimit;
+  while (true) {
+    try {
+      (void)stats();
+      return;
+    } catch (const std::runtime_error&) {
+      if (std::chrono::steady_clock::now() > deadline) throw;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
   }
 }
 

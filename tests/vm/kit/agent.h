@@ -20,8 +20,10 @@ class Agent {
   explicit Agent(Vm& vm) : vm_(vm) {}
 
   /// Mounts balloonfs (with `options` after -o) and waits until its files answer. Throws with what
-  /// it said.
-  void mount(const std::string& options = {});
+  /// it said. `how`: further arguments of the guest's verb "spawn": "uid", "without_capabilities".
+  void mount(const std::string& options = {}, boost::json::object how = {});
+  /// Waits for a mount that somebody else has started.
+  void wait_mounted();
   void unmount();
   /// SIGKILL to every process of the agent, and clears the dead mount away.
   void kill();
