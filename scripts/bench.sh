@@ -20,6 +20,7 @@ run() {  # NAME PROGRAM ARGUMENT...
 run fault_latency "$build/bench/fault_latency"
 run discard_rate "$build/bench/discard_rate"
 run pager "$build/bench/pager"
+run pager_takeover "$build/bench/pager_takeover"
 run arbiter_sim "$build/bench/arbiter_sim" --vms 10000 --hours 24
 for scenario in inflate pressure tracking interference; do
   run "vm_bench-$scenario" "$build/bench/vm_bench" --scenario "$scenario"

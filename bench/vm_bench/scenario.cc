@@ -4,7 +4,8 @@ namespace fileballoon::bench {
 
 const std::vector<Scenario*>& scenarios() {
   static const std::vector<Scenario*> all{&inflate_scenario(), &pressure_scenario(),
-                                          &tracking_scenario(), &interference_scenario()};
+                                          &tracking_scenario(), &interference_scenario(),
+                                          &overcommit_scenario()};
   return all;
 }
 

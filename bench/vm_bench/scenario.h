@@ -17,6 +17,7 @@ struct Settings {
   Bytes balloon = Bytes::mib(600);  ///< target of the balloon
   Bytes fill = Bytes::mib(500);     ///< what the workload fills
   unsigned cpus = 2;                ///< of the guest
+  Bytes limit = Bytes::gib(2);      ///< of the host (overcommit)
   std::string plot;                 ///< path without suffix for pictures (tracking); empty: none
 };
 
@@ -48,5 +49,6 @@ class Scenario {
 [[nodiscard]] Scenario& pressure_scenario();
 [[nodiscard]] Scenario& tracking_scenario();
 [[nodiscard]] Scenario& interference_scenario();
+[[nodiscard]] Scenario& overcommit_scenario();
 
 }  // namespace fileballoon::bench
