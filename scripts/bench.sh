@@ -20,6 +20,7 @@ run() {  # NAME PROGRAM ARGUMENT...
 run fault_latency "$build/bench/fault_latency"
 run discard_rate "$build/bench/discard_rate"
 run pager "$build/bench/pager"
+run pager_takeover "$build/bench/pager_takeover"
 run arbiter_sim "$build/bench/arbiter_sim" --vms 10000 --hours 24
 "$(dirname "$0")/fetch-build-sources.sh" "$build/build-sources"
 for scenario in inflate pressure interference rest build; do

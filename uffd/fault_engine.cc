@@ -26,6 +26,8 @@ constexpr std::size_t kDeferred = 1024;
 constexpr std::chrono::microseconds kRetry{20};
 // After ENOMEM: memory does not come back in microseconds, and retrying costs the host CPU time.
 constexpr std::chrono::microseconds kNoMemoryRetry{2000};
+// While the RAM takes all it may: page-out makes room for hundreds of pages in that time.
+constexpr std::chrono::microseconds kHeldRetry{500};
 // Refaulted ranges that wait for the control plane: at 1 MiB each 4 GiB of deflation.
 constexpr std::size_t kRing = 4096;
 
@@ -111,7 +113,7 @@ class FaultEngine::Reader {
     std::uint32_t count = 0;
     std::uint64_t first = 0;
   };
-  enum class Answer { done, later, no_memory };
+  enum class Answer { done, later, held, no_memory };
 
   static void bump(std::atomic<std::uint64_t>& counter, std::uint64_t n = 1) {
     counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
@@ -124,8 +126,7 @@ class FaultEngine::Reader {
   void retry_deferred();
   void sleep();
   [[nodiscard]] Answer answer(const Fault& fault);
-  [[nodiscard]] Answer answer_missing(const WatchedRam::Region& region, std::uint64_t address,
-                                      bool minor);
+  [[nodiscard]] Answer answer_missing(const WatchedRam::Region& region, const Fault& fault);
   [[nodiscard]] Answer answer_write_protect(const WatchedRam::Region& region,
                                             std::uint64_t address);
   void removed(std::uint64_t start, std::uint64_t end);
@@ -141,6 +142,7 @@ class FaultEngine::Reader {
   std::array<Fault, kDeferred> deferred_{};
   std::size_t deferred_count_ = 0;
   bool out_of_memory_ = false;
+  bool held_ = false;
   // Ranges filled and woken since the messages at hand were read: their faults are answered.
   std::array<AddressRange, kBatch> answered_{};
   std::size_t answered_count_ = 0;
@@ -168,7 +170,7 @@ void FaultEngine::Reader::run() {
     if (deferred_count_ > 0) {
       retry_deferred();
       if (deferred_count_ > 0) {
-        const auto pause = out_of_memory_ ? kNoMemoryRetry : kRetry;
+        const auto pause = out_of_memory_ ? kNoMemoryRetry : held_ ? kHeldRetry : kRetry;
         const timespec wait{0, std::chrono::nanoseconds(pause).count()};
         (void)::ppoll(polled_.data(), out_of_memory_ ? 1 : polled_.size(), &wait, nullptr);
       }
@@ -290,12 +292,16 @@ void FaultEngine::Reader::answer_or_defer(const Fault& fault) {
     return;
   }
   out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
+  held_ = held_ || result == Answer::held;
+  if (result == Answer::held) {
+    engine_.ram_.fill_limit().count_held();
+  }
   bump(counters_.deferred);
   deferred_[deferred_count_++] = fault;  // there is room: see read_all()
 }
 
 void FaultEngine::Reader::retry_deferred() {
-  out_of_memory_ = false;
+  out_of_memory_ = held_ = false;
   answered_count_ = 0;
   std::size_t kept = 0;
   for (std::size_t i = 0; i < deferred_count_; ++i) {
@@ -304,6 +310,7 @@ void FaultEngine::Reader::retry_deferred() {
       latency_.add(Clock::now() - deferred_[i].read_at);
     } else {
       out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
+      held_ = held_ || result == Answer::held;
       deferred_[kept++] = deferred_[i];
     }
   }
@@ -321,7 +328,7 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer(const Fault& fault) {
   if ((fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0) {
     return answer_write_protect(*region, fault.address);
   }
-  return answer_missing(*region, fault.address, (fault.flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0);
+  return answer_missing(*region, fault);
 }
 
 FaultEngine::Reader::Answer FaultEngine::Reader::answer_write_protect(
@@ -357,7 +364,9 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_write_protect(
 }
 
 FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam::Region& region,
-                                                                std::uint64_t address, bool minor) {
+                                                                const Fault& fault) {
+  const std::uint64_t address = fault.address;
+  const bool minor = (fault.flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0;
   for (std::size_t i = 0; i < answered_count_; ++i) {
     if (answered_[i].contains(address)) {
       bump(counters_.shared);
@@ -391,6 +400,16 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam
       --first;
     }
     count = static_cast<std::uint32_t>(page - first + frames.run(page, high - page, state));
+  }
+  if (!minor) {
+    const std::uint32_t room = ram.fill_limit().admit(count);
+    if (room == 0 && Clock::now() - fault.read_at < FillLimit::kLongestHold) {
+      return Answer::held;
+    }
+    if (room < count) {  // the page that is waited for, and what there is room for behind it
+      count = std::min(std::max(room, 1U), static_cast<std::uint32_t>(first + count - page));
+      first = page;
+    }
   }
   const RangeFiller::Request request{&region, first, count, page, state, minor};
   const RangeFiller::Outcome outcome = filler_.fill(request);

@@ -37,6 +37,11 @@ WatchedRam::WatchedRam(std::vector<RamObject> objects, std::vector<Userfaultfd> 
                        Options options)
     : objects_(std::move(objects)), shards_(std::move(shards)), options_(options) {
   lost_ = std::make_unique<std::atomic<bool>[]>(objects_.size());
+  std::vector<int> descriptors;
+  for (const RamObject& object : objects_) {
+    descriptors.push_back(object.fd);
+  }
+  fill_limit_ = std::make_unique<FillLimit>(std::move(descriptors));
   for (const RamObject& object : objects_) {
     frames_.push_back(std::make_unique<FrameMap>(object.size.whole_pages()));
     if (options_.initial != FrameState::backed) {

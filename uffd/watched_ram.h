@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "fileballoon/frame_map.h"
+#include "uffd/fill_limit.h"
 #include "uffd/guest_ram.h"
 #include "uffd/range_lock.h"
 #include "uffd/userfaultfd.h"
@@ -92,6 +93,8 @@ class WatchedRam {
   [[nodiscard]] FrameMap& frames(std::uint32_t object) { return *frames_[object]; }
   [[nodiscard]] const FrameMap& frames(std::uint32_t object) const { return *frames_[object]; }
   [[nodiscard]] RangeLocks& locks() { return locks_; }
+  /// How much host memory this RAM may take; none unless somebody sets one.
+  [[nodiscard]] FillLimit& fill_limit() { return *fill_limit_; }
 
   /// The region that holds `address`, or nullptr. No allocation.
   [[nodiscard]] const Region* find(std::uint64_t address) const;
@@ -134,6 +137,7 @@ class WatchedRam {
   std::vector<std::unique_ptr<FrameMap>> frames_;
   std::unique_ptr<std::atomic<bool>[]> lost_;
   RangeLocks locks_;
+  std::unique_ptr<FillLimit> fill_limit_;
 };
 
 }  // namespace fileballoon

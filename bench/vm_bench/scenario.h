@@ -22,6 +22,7 @@ struct Settings {
   /// Working sets of the staircase, MiB, and how long a step is meant to take (tracking).
   std::vector<std::uint64_t> steps{100, 300, 500, 700, 500, 300, 100};
   double step_seconds = 12;
+  Bytes limit = Bytes::gib(2);  ///< of the host (overcommit)
 };
 
 class Scenario {
@@ -64,5 +65,6 @@ void relate_to_none(std::vector<Row>& rows, std::string_view field, std::string_
 [[nodiscard]] Scenario& build_scenario();
 [[nodiscard]] Scenario& interference_scenario();
 [[nodiscard]] Scenario& rest_scenario();
+[[nodiscard]] Scenario& overcommit_scenario();
 
 }  // namespace fileballoon::bench

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -382,6 +383,35 @@ TEST_F(PagerTest, AFullFileSystemStopsPageOutAndTheGuestGoesOn) {
   EXPECT_EQ(::umount(directory_.c_str()), 0);
 }
 
+TEST_F(PagerTest, PageOutWaitsWhileFaultsWait) {
+  start(compressed(), Bytes::mib(64));
+  fill();
+  engine_.reset();  // nobody answers: what is touched waits
+  ASSERT_EQ(out(0, 512).stored, 512U);
+  std::thread guest([&] { (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(7)); });
+  ASSERT_TRUE(within(std::chrono::seconds(5), [&] {
+    pollfd polled{memory_->ram().shards()[0].fd(), POLLIN, 0};
+    return ::poll(&polled, 1, 0) == 1;
+  }));
+  PagerService::Options options;
+  options.look_interval = std::chrono::milliseconds(10);
+  options.min_age = 0;
+  serve(options);
+  const std::uint64_t before = pager_->stats().paged_out;
+  const auto since = std::chrono::steady_clock::now();
+  service_->set_goal(Bytes(0));
+  std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  service_->clear_goal();
+  const std::uint64_t batches = (pager_->stats().paged_out - before) / PageWriter::kBatch;
+  const auto spent = std::chrono::steady_clock::now() - since;
+  // One batch for each 20 ms of waiting; without, all 31 in a few milliseconds each.
+  EXPECT_LE(batches, static_cast<std::uint64_t>(spent / std::chrono::milliseconds(20)) + 2)
+      << "page-out took the CPU and the disk from a fault";
+  engine_ = std::make_unique<FaultEngine>(memory_->ram(), FaultEngine::Options(), pager_.get());
+  guest.join();
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
 TEST_F(PagerTest, DetachBringsEverythingBackWhileTheGuestWrites) {
   start(std::make_unique<TierStore>(compressed(Bytes::mib(4)), file()));
   fill();
@@ -407,6 +437,61 @@ TEST_F(PagerTest, DetachBringsEverythingBackWhileTheGuestWrites) {
   EXPECT_GE(seen.size(), memory_->pages() / 512);
   EXPECT_EQ(memory_->ram().frames(0).count(FrameState::paged), 0U);
   engine_.reset();  // nobody answers faults any more: all must be there
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+/// The largest footprint seen while `work` runs in a thread of its own.
+template <class Work>
+Bytes peak_during(const FillLimit& ram, Work&& work) {
+  std::atomic<bool> done{false};
+  std::thread guest([&] {
+    work();
+    done = true;
+  });
+  Bytes peak;
+  while (!done) {
+    peak = std::max(peak, ram.footprint());
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  guest.join();
+  return peak;
+}
+
+// A guest that fills memory as fast as it can, under a ceiling: a host that promised the rest to
+// others would be out of memory.
+TEST_F(PagerTest, AGuestThatFillsFastStaysBelowItsCeilingAndLosesNothing) {
+  start(file(Bytes::mib(64)), Bytes::mib(64));
+  for (std::uint64_t page = 0; page < memory_->pages(); ++page) {
+    ASSERT_TRUE(pager_->ram().frames(0).state(page) == FrameState::backed);
+  }
+  // Give all of it away first, as a balloon would.
+  ASSERT_EQ(out(0, memory_->pages()).zero, memory_->pages());
+  serve({});
+  const Bytes ceiling = Bytes::mib(24);
+  service_->set_ceiling(ceiling);
+  const Bytes peak = peak_during(pager_->ram().fill_limit(), [&] { fill(); });
+  EXPECT_LE(peak, ceiling + Bytes::pages(2 * FillLimit::kCredit));
+  EXPECT_GT(pager_->stats().paged_pages, 0U);
+  const Bytes peak_of_reading =
+      peak_during(pager_->ram().fill_limit(), [&] { EXPECT_EQ(wrong_pages(), 0U); });
+  EXPECT_LE(peak_of_reading, ceiling + Bytes::pages(2 * FillLimit::kCredit));
+  EXPECT_GT(service_->status().held_faults, 0U) << "the ceiling was never touched";
+  service_->set_ceiling(std::nullopt);
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+TEST_F(PagerTest, ACeilingThatAFullStoreCannotKeepOpensAndTheGuestGoesOn) {
+  start(compressed(Bytes::mib(1)), Bytes::mib(32));
+  ASSERT_EQ(out(0, memory_->pages()).zero, memory_->pages());
+  serve({});
+  service_->set_ceiling(Bytes::mib(8));
+  const auto before = std::chrono::steady_clock::now();
+  fill();
+  EXPECT_LT(std::chrono::steady_clock::now() - before, std::chrono::seconds(20));
+  EXPECT_EQ(service_->status().state, PagerService::State::stopped);
+  const auto all = events();
+  ASSERT_FALSE(all.empty()) << "nobody was told";
+  EXPECT_EQ(to_string(all[0]), "page-out stopped: the store is full");
   EXPECT_EQ(wrong_pages(), 0U);
 }
 

@@ -14,8 +14,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -218,6 +220,22 @@ int main(int argc, char** argv) {
         wrong += *reinterpret_cast<volatile std::uint64_t*>(ram + i * kPage) != i + 1 ? 1 : 0;
       }
       std::cout << wrong << std::endl;
+    } else if (command ==
+               "touch") {  // `first` pages over and over for `count` ms: how long they took
+      using Clock = std::chrono::steady_clock;
+      const auto end = Clock::now() + std::chrono::milliseconds(count);
+      std::uint64_t touches = 0;
+      std::uint64_t slow = 0;  // over 1 us: faults
+      std::chrono::nanoseconds longest{};
+      for (std::uint64_t page = 0; Clock::now() < end; page = (page + 257) % first) {
+        const auto start = Clock::now();
+        (void)*reinterpret_cast<volatile std::uint64_t*>(ram + page * kPage);
+        const std::chrono::nanoseconds took = Clock::now() - start;
+        longest = std::max(longest, took);
+        slow += took > std::chrono::microseconds(1) ? 1 : 0;
+        ++touches;
+      }
+      std::cout << touches << ' ' << slow << ' ' << longest.count() << std::endl;
     } else if (command == "unmap") {
       ::munmap(ram + first * kPage, count * kPage);
       std::cout << "ok" << std::endl;

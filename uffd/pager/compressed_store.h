@@ -52,6 +52,7 @@ class CompressedStore final : public PageStore {
  private:
   [[nodiscard]] StoreStatus put_page(PagePut& page);
   [[nodiscard]] StoreStatus get_page(PageGet& page);
+  void prefetch_next(Slot slot) const;
   void list(std::uint32_t slab, std::vector<Stored>& out) const;
   void move_slab(std::uint32_t slab, SlotOwner& owner);
 

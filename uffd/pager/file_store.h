@@ -4,7 +4,10 @@
 // right home for pages that will not be wanted soon, or for much of them.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -36,6 +39,8 @@ class FileStore final : public PageStore {
   // are equal here), small enough for several to be on their way at once.
   static constexpr std::uint32_t kPagesPerWrite = 64;
   static constexpr unsigned kQueue = 64;
+  /// A flash disk has answered by then; for a slower one it is nothing.
+  static constexpr std::chrono::microseconds kSpin{300};
 
   struct Write {
     SlotRun run;
@@ -46,6 +51,7 @@ class FileStore final : public PageStore {
   void split(std::span<const SlotRun> runs);
   void write_all(std::span<PagePut> pages);
   void finish(const Write& write, int result, std::span<PagePut> pages);
+  [[nodiscard]] std::int64_t read_run(std::span<iovec> into, std::uint64_t offset);
   void read_all(std::span<PageGet> pages);
   void check(PageGet& page);
 

@@ -3,8 +3,9 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
+
+#include <algorithm>
 
 namespace fileballoon {
 namespace {
@@ -16,6 +17,19 @@ constexpr std::chrono::microseconds kYield{50};
 // Paging out waits at most this long for faults at a time, so that it goes on at a trickle below a
 // VM that faults without end; giving_way is what holds it back then.
 constexpr std::chrono::milliseconds kMaxYield{20};
+// Below a ceiling the thread looks this often whether the reserve is touched or faults wait; the
+// look is a system call.
+constexpr std::chrono::milliseconds kCeilingTick{5};
+// Between two looks at what is in use while faults wait for room: a look at 1 GiB takes some
+// milliseconds, and a page must have a chance to be used in between.
+constexpr std::chrono::milliseconds kHurriedLook{100};
+// Of the ceiling, but no less and no more than: what is kept free, so that faults seldom wait. The
+// larger is what a guest fills at 300 MiB/s until the thread has woken and looked.
+constexpr std::uint64_t kReservePart = 32;
+constexpr Bytes kLeastReserve = Bytes::mib(2);
+constexpr Bytes kMostReserve = Bytes::mib(64);
+// Attempts without a page gone before the ceiling is opened as if the store were full.
+constexpr unsigned kMostFruitless = 50;
 
 }  // namespace
 
@@ -66,6 +80,29 @@ void PagerService::set_goal(Bytes footprint) {
   wake_.notify_all();
 }
 
+void PagerService::set_ceiling(std::optional<Bytes> most) {
+  const std::lock_guard guard(mutex_);
+  if (quit_) {
+    return;  // everything comes back
+  }
+  if (!most || (ceiling_ && *most > *ceiling_)) {
+    interrupt_ = true;  // less has to go than what is under way
+  }
+  ceiling_ = most;
+  enforce_ceiling(state_);
+  wake_.notify_all();
+}
+
+Bytes PagerService::reserve_of(Bytes ceiling) {
+  return std::clamp(Bytes(ceiling.count() / kReservePart), kLeastReserve, kMostReserve);
+}
+
+// With the mutex held. Where nothing can be paged out the guest goes on, above its ceiling.
+void PagerService::enforce_ceiling(State state) {
+  const bool open = state == State::stopped || state == State::detached;
+  pager_.ram().fill_limit().set(open ? std::nullopt : ceiling_);
+}
+
 void PagerService::clear_goal() {
   const std::lock_guard guard(mutex_);
   goal_.reset();
@@ -78,6 +115,8 @@ Pager::Progress PagerService::detach(const std::function<bool(const Pager::Progr
     const std::lock_guard guard(mutex_);
     quit_ = true;
     interrupt_ = true;
+    ceiling_.reset();  // bringing everything back needs room
+    enforce_ceiling(State::detached);
   }
   wake_.notify_all();
   if (thread_.joinable()) {
@@ -86,12 +125,14 @@ Pager::Progress PagerService::detach(const std::function<bool(const Pager::Progr
   const Pager::Progress result = pager_.page_in_all(progress);
   const std::lock_guard guard(mutex_);
   state_ = State::detached;
+  enforce_ceiling(state_);
   return result;
 }
 
 PagerService::Status PagerService::status() const {
   Status status;
   status.footprint = footprint();
+  status.held_faults = pager_.ram().fill_limit().held();
   status.pager = pager_.stats();
   status.method = tracker_.method();
   const std::lock_guard guard(mutex_);
@@ -101,16 +142,7 @@ PagerService::Status PagerService::status() const {
   return status;
 }
 
-Bytes PagerService::footprint() const {
-  Bytes sum;
-  for (const RamObject& object : pager_.ram().objects()) {
-    struct stat status {};
-    if (::fstat(object.fd, &status) == 0) {
-      sum += Bytes(static_cast<std::uint64_t>(status.st_blocks) * 512);
-    }
-  }
-  return sum;
-}
+Bytes PagerService::footprint() const { return pager_.ram().fill_limit().footprint(); }
 
 bool PagerService::faults_wait() const {
   for (const Userfaultfd& shard : pager_.ram().shards()) {
@@ -130,14 +162,15 @@ void PagerService::run() {
   while (!quit_) {
     step(lock);
     if (!quit_) {
-      wake_.wait_for(lock, kTick);
+      wake_.wait_for(lock, ceiling_ ? kCeilingTick : kTick);
     }
   }
 }
 
 void PagerService::step(std::unique_lock<std::mutex>& lock) {
   interrupt_ = false;
-  const std::optional<Bytes> goal = goal_;
+  std::optional<Bytes> goal = goal_;
+  const std::optional<Bytes> ceiling = ceiling_;
   State state = state_;
   const auto now = Clock::now();
   lock.unlock();
@@ -149,12 +182,22 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
     next_upkeep_ = now + std::chrono::seconds(1);
   }
   const Bytes taken = footprint();
+  bool faults_are_held = false;
+  if (ceiling) {
+    const Bytes below = *ceiling - reserve_of(*ceiling);
+    goal = goal ? std::min(*goal, below) : below;
+    faults_are_held = pager_.ram().fill_limit().take_waiting();
+  }
   if (!goal || taken <= *goal) {
     state = State::idle;
   } else if (state == State::stopped && now < retry_at_) {
     // left alone for a while
+  } else if (ceiling &&
+             (faults_are_held || taken > *ceiling - Bytes(reserve_of(*ceiling).count() / 2))) {
+    state = make_room(taken - *goal);
   } else if (now >= next_look_) {
     next_look_ = now + options_.look_interval;
+    last_look_ = now;
     if (!tracker_.look().complete) {
       state = State::detached;  // the VM is gone
     } else {
@@ -164,30 +207,74 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
       const std::uint64_t out = stats.paged_out - out_before_;
       faults_before_ = stats.faults;
       out_before_ = stats.paged_out;
-      state = faults > PageWriter::kBatch && faults * 2 > out ? State::giving_way
-                                                              : page_out(taken - *goal);
+      state = faults > PageWriter::kBatch && faults * 2 > out
+                  ? State::giving_way
+                  : page_out(taken - *goal, options_.min_age, Zeros::first);
     }
   } else if (state == State::idle) {
     state = State::looking;
   }
   lock.lock();
-  state_ = state;
+  if (state != state_) {
+    state_ = state;
+    enforce_ceiling(state);
+  }
 }
 
-PagerService::State PagerService::page_out(Bytes excess) {
+// Faults wait, or soon will: what is coldest goes, however warm that is.
+PagerService::State PagerService::make_room(Bytes excess) {
+  const auto now = Clock::now();
+  if (now - last_look_ >= kHurriedLook) {
+    last_look_ = now;
+    if (!tracker_.look().complete) {
+      return State::detached;
+    }
+  }
+  const PagerStats before = pager_.stats();
+  State state = State::looking;
+  for (unsigned age = options_.min_age; state == State::looking; --age) {
+    state = page_out(excess, age, Zeros::as_they_come);
+    const Bytes taken = footprint();
+    const std::optional<Bytes> ceiling = [this] {
+      const std::lock_guard guard(mutex_);
+      return ceiling_;
+    }();
+    if (age == 0 || !ceiling || taken + Bytes(reserve_of(*ceiling).count() / 2) <= *ceiling) {
+      break;
+    }
+    excess = taken - (*ceiling - reserve_of(*ceiling));
+  }
+  const PagerStats after = pager_.stats();
+  const bool made_room = after.paged_out > before.paged_out || after.zero_pages > before.zero_pages;
+  fruitless_ = made_room ? 0 : fruitless_ + 1;
+  if (state != State::stopped && fruitless_ >= kMostFruitless) {
+    fruitless_ = 0;
+    stop_for(StoreStatus::rejected);
+    return State::stopped;
+  }
+  return state;
+}
+
+PagerService::State PagerService::page_out(Bytes excess, unsigned min_age, Zeros zeros) {
   {
     const std::lock_guard guard(mutex_);
     state_ = State::paging_out;
   }
   std::uint64_t wanted = (excess.count() + kPageSize - 1) / kPageSize;
-  if (cold_.start(wanted, options_.min_age) == 0) {
+  if (cold_.start(wanted, min_age) == 0) {
     return State::looking;
   }
   // Zero pages first: they cost no room and no compression, and come back for nothing.
+  // To find them, everything that is cold is read: not while faults wait.
   for (const bool zero_only : {true, false}) {
+    if (zero_only && zeros == Zeros::as_they_come) {
+      continue;
+    }
     cold_.rewind();
     while (wanted > 0 && !interrupt_) {
-      yield_to_faults();
+      if (zeros == Zeros::first) {
+        yield_to_faults();
+      }
       const std::uint64_t limit =
           zero_only ? PageWriter::kBatch : std::min<std::uint64_t>(PageWriter::kBatch, wanted);
       cold_.next(limit, batch_);

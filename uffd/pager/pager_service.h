@@ -43,6 +43,7 @@ class PagerService {
     AccessMethod method = AccessMethod::unmap;
     Bytes footprint;  ///< allocated in the VM's RAM objects now
     Bytes goal;
+    std::uint64_t held_faults = 0;  ///< had to wait for room below the ceiling, since the start
     PagerStats pager;
   };
 
@@ -57,6 +58,11 @@ class PagerService {
   /// Pages out while the VM's RAM takes more than `footprint`. Never pages in: faults do.
   void set_goal(Bytes footprint);
   void clear_goal();
+  /// The most that the VM's RAM may take, at every moment (FillLimit): page-out begins a reserve
+  /// below it, and where the guest is faster, its faults wait until there is room; then even pages
+  /// that were used lately go, least lately first. A store that takes no more opens the ceiling
+  /// until it does, with the event of a stopped page-out. Nothing: no ceiling. Beside the goal.
+  void set_ceiling(std::optional<Bytes> most);
 
   /// Stops paging out for good and brings everything back; blocks. See Pager::page_in_all().
   Pager::Progress detach(const std::function<bool(const Pager::Progress&)>& progress);
@@ -66,7 +72,11 @@ class PagerService {
  private:
   void run();
   void step(std::unique_lock<std::mutex>& lock);
-  [[nodiscard]] State page_out(Bytes excess);
+  enum class Zeros { first, as_they_come };
+  [[nodiscard]] State page_out(Bytes excess, unsigned min_age, Zeros zeros);
+  [[nodiscard]] State make_room(Bytes excess);
+  void enforce_ceiling(State state);
+  [[nodiscard]] static Bytes reserve_of(Bytes ceiling);
   /// Writes `batch_`; false if page-out has to stop, and `wanted` less what went.
   [[nodiscard]] bool write_batch(std::uint64_t& wanted);
   void yield_to_faults();
@@ -88,6 +98,7 @@ class PagerService {
   std::condition_variable wake_;
   bool quit_ = false;
   std::optional<Bytes> goal_;
+  std::optional<Bytes> ceiling_;
   State state_ = State::idle;
   StoreStatus stop_reason_ = StoreStatus::ok;
   // The thread's own.
@@ -96,6 +107,8 @@ class PagerService {
   Clock::time_point next_upkeep_{};
   std::uint64_t faults_before_ = 0;
   std::uint64_t out_before_ = 0;
+  Clock::time_point last_look_{};
+  unsigned fruitless_ = 0;  // attempts to make room, one after the other, that made none
   std::atomic<bool> interrupt_{false};
   std::thread thread_;
 };

@@ -100,6 +100,13 @@ Result<void> PagingClient::clear_goal() {
   return command(request);
 }
 
+Result<void> PagingClient::set_ceiling(std::optional<Bytes> most) {
+  PagingRequest request;
+  request.verb = PagingVerb::set_ceiling;
+  request.goal = most ? most->count() : kNoCeiling;
+  return command(request);
+}
+
 Result<PagingClient::Status> PagingClient::status() {
   const auto got = ask(PagingRequest{});
   if (!got) {
@@ -113,6 +120,7 @@ Result<PagingClient::Status> PagingClient::status() {
   status.service.method = static_cast<AccessMethod>(reply.method);
   status.service.footprint = Bytes(reply.footprint);
   status.service.goal = Bytes(reply.goal);
+  status.service.held_faults = reply.held_faults;
   PagerStats& pager = status.service.pager;
   pager.paged_pages = reply.paged_pages;
   pager.paged_out = reply.paged_out;

@@ -32,6 +32,8 @@ class PagingClient {
   [[nodiscard]] Result<void> start(const PagingOptions& options);
   [[nodiscard]] Result<void> set_goal(Bytes footprint);
   [[nodiscard]] Result<void> clear_goal();
+  /// The most that the VM's RAM may take at every moment; nothing: no ceiling. See PagerService.
+  [[nodiscard]] Result<void> set_ceiling(std::optional<Bytes> most);
   [[nodiscard]] Result<Status> status();
   /// Brings everything back and waits, telling `progress` about every tenth of a second.
   [[nodiscard]] Result<Pager::Progress> page_in_all(

@@ -50,6 +50,9 @@ void PagingHost::answer(const PagingRequest& request, PagingReply& reply) {
     paging_->set_goal(Bytes(request.goal));
   } else if (request.verb == PagingVerb::clear_goal) {
     paging_->clear_goal();
+  } else if (request.verb == PagingVerb::set_ceiling) {
+    paging_->set_ceiling(request.goal == kNoCeiling ? std::nullopt
+                                                    : std::optional(Bytes(request.goal)));
   } else if (request.verb == PagingVerb::page_in) {
     paging_->begin_detach();
   } else {
@@ -122,6 +125,7 @@ void PagingHost::report(PagingReply& reply) {
   reply.method = static_cast<std::uint32_t>(status.method);
   reply.footprint = status.footprint.count();
   reply.goal = status.goal.count();
+  reply.held_faults = status.held_faults;
   const PagerStats& pager = status.pager;
   reply.paged_pages = pager.paged_pages;
   reply.paged_out = pager.paged_out;

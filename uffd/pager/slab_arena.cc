@@ -84,8 +84,9 @@ void SlabArena::unlink(std::uint32_t slab) {
   it.listed = false;
 }
 
-std::uint32_t SlabArena::open_slab(std::uint8_t size_class) {
+std::uint32_t SlabArena::open_slab(std::uint8_t size_class, bool& is_bare) {
   std::uint32_t slab = kNil;
+  is_bare = dirty_ == kNil;
   if (dirty_ != kNil) {
     slab = dirty_;
     dirty_ = slabs_[slab].next;
@@ -134,12 +135,22 @@ void SlabArena::close_empty(std::uint32_t slab) {
 }
 
 std::optional<ObjectId> SlabArena::allocate(std::size_t size) {
-  const std::uint8_t size_class = class_of(size);
+  bool is_bare = false;  // nothing is behind the slab yet
+  const auto object = take(class_of(size), is_bare);
+  if (object && is_bare) {
+    // All of it in one call (5.14): 16 page faults, one after the other beside compressing, cost a
+    // third of page-out in a virtual machine. Without the lock, which page-ins take.
+    (void)::madvise(base_ + object->slab() * kSlabSize, kSlabSize, MADV_POPULATE_WRITE);
+  }
+  return object;
+}
+
+std::optional<ObjectId> SlabArena::take(std::uint8_t size_class, bool& is_bare) {
   const std::lock_guard guard(mutex_);
   SizeClass& of = classes_[size_class];
   std::uint32_t slab = of.with_room;
   if (slab == kNil) {
-    slab = open_slab(size_class);
+    slab = open_slab(size_class, is_bare);
     if (slab == kNil) {
       return std::nullopt;
     }

@@ -122,7 +122,8 @@ class SlabArena {
     return classes_[slab.size_class].per_slab <= 64 ? &slab.live.word : slab.live.words;
   }
   [[nodiscard]] std::uint8_t class_of(std::size_t size) const;
-  [[nodiscard]] std::uint32_t open_slab(std::uint8_t size_class);
+  [[nodiscard]] std::optional<ObjectId> take(std::uint8_t size_class, bool& is_bare);
+  [[nodiscard]] std::uint32_t open_slab(std::uint8_t size_class, bool& is_bare);
   void close_empty(std::uint32_t slab);
   void link(std::uint32_t slab);
   void unlink(std::uint32_t slab);

@@ -17,6 +17,7 @@
 #include <system_error>
 #include <vector>
 
+#include "tests/vm/guest/job.h"
 #include "tests/vm/guest/liar.h"
 #include "tests/vm/guest/loops.h"
 #include "tests/vm/guest/memory_work.h"
@@ -220,6 +221,11 @@ bool Server::handle_task(std::int64_t id, const std::string& verb, const Object&
     job->second.request = id;
     job->second.task->order(
         {{"size", number_of(request, "size")}, {"passes", number_of(request, "passes")}});
+  } else if (verb == "job") {
+    const JobShape shape{number_of(request, "size"), number_of(request, "hot"),
+                         number_of(request, "rate"), number_of(request, "passes"),
+                         number_or(request, "seed", 1)};
+    start_task(id, name, [=](TaskPort& port) { run_job(port, shape); });
   } else if (verb == "loop") {
     const std::string path = text_of(request, "path");
     const std::uint64_t size = number_of(request, "size");

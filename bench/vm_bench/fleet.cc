@@ -1,0 +1,132 @@
+#include "bench/vm_bench/fleet.h"
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+#include <thread>
+
+#include "tests/vm/kit/agent.h"
+#include "tests/vm/kit/daemon.h"
+#include "tests/vm/kit/temp_dir.h"
+
+namespace fileballoon::bench {
+namespace {
+
+constexpr auto kConnectLimit = std::chrono::seconds(30);
+
+std::string name_of(std::size_t i) { return "guest" + std::to_string(i + 1); }
+
+// Memory of a process's own: what it shares (a guest's RAM, mapped) is counted with the guest.
+Bytes own_memory(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/status");
+  for (std::string key; file >> key;) {
+    if (key == "RssAnon:") {
+      std::uint64_t kib = 0;
+      file >> kib;
+      return Bytes(kib * 1024);
+    }
+  }
+  return Bytes(0);
+}
+
+// The keeper of a VM's userfaultfd is started by the daemon, and outlives it.
+std::optional<pid_t> keeper_of(pid_t vm) {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    std::ifstream file(entry.path() / "cmdline");
+    const std::string line{std::istreambuf_iterator<char>(file), {}};
+    if (line.find("fileballoon-faultd") != std::string::npos &&
+        line.find(std::string("--pid") + '\0' + std::to_string(vm) + '\0') != std::string::npos) {
+      return std::stoi(entry.path().filename().string());
+    }
+  }
+  return std::nullopt;
+}
+
+/// This project: the daemon's arbiter with a limit of the host, one policy for all.
+class DaemonFleet final : public Fleet {
+ public:
+  explicit DaemonFleet(std::string policy) : policy_(std::move(policy)), store_("store") {}
+
+  void start(Vms& vms, Bytes limit) override {
+    const bool pages = policy_ != "balloon-only";
+    std::string config = "[arbiter]\nlimit = \"" + std::to_string(limit.count()) + "\"\n";
+    if (pages) config += "[paging]\npath = \"" + store_.path() + "\"\n";
+    daemon_ = std::make_unique<vmkit::Daemon>(config);
+    pids_.push_back(daemon_->process().pid());
+    for (std::size_t i = 0; i < vms.size(); ++i) {
+      daemon_->attach(name_of(i), *vms[i], pages ? "uffd" : "kernel");
+      daemon_->call("mem-policy", {{"name", name_of(i)}, {"policy", policy_}});
+      vmkit::Agent(*vms[i]).mount();
+      if (const auto keeper = keeper_of(vms[i]->pid())) pids_.push_back(*keeper);
+    }
+    const auto deadline = std::chrono::steady_clock::now() + kConnectLimit;
+    for (std::size_t i = 0; i < vms.size(); ++i) {
+      while (!daemon_->connected(name_of(i))) {
+        if (std::chrono::steady_clock::now() > deadline) {
+          throw std::runtime_error("agent and daemon do not find each other\n" +
+                                   daemon_->log_tail());
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+    }
+    guests_ = vms.size();
+  }
+  [[nodiscard]] Bytes helpers() const override {
+    Bytes sum;
+    for (const pid_t pid : pids_) sum += own_memory(pid);
+    return sum;
+  }
+  [[nodiscard]] Bytes paged_out() override {
+    Bytes sum;
+    for (std::size_t i = 0; i < guests_; ++i) {
+      const auto stats = daemon_->stats(name_of(i));
+      const auto* pager = stats.if_contains("paging");
+      if (pager == nullptr || !pager->is_object()) continue;
+      if (const auto* out = pager->as_object().if_contains("paged_out_pages")) {
+        sum += Bytes::pages(out->to_number<std::uint64_t>());
+      }
+    }
+    return sum;
+  }
+
+ private:
+  std::string policy_;
+  vmkit::TempDir store_;
+  std::unique_ptr<vmkit::Daemon> daemon_;
+  std::vector<pid_t> pids_;
+  std::size_t guests_ = 0;
+};
+
+/// An operator who divides the limit evenly once, by QMP, and lets the guests' drivers give pages
+/// back rather than run out of memory.
+class VirtioByHand final : public Fleet {
+ public:
+  void configure(vmkit::VmOptions& options) const override {
+    options.virtio_balloon = true;
+    options.deflate_on_oom = true;
+  }
+  void start(Vms& vms, Bytes limit) override {
+    for (const auto& vm : vms) {
+      const Bytes share = std::min(vm->options().memory, Bytes(limit.count() / vms.size()));
+      const auto done = vm->qmp().execute("balloon", {{"value", share.page_floor().count()}});
+      if (!done) throw std::runtime_error(done.error().message);
+    }
+  }
+};
+
+}  // namespace
+
+const std::vector<std::string>& fleet_names() {
+  static const std::vector<std::string> names{"none", "balloon-only", "balloon-then-page",
+                                              "virtio-balloon"};
+  return names;
+}
+
+std::unique_ptr<Fleet> make_fleet(const std::string& mode) {
+  if (mode == "none") return std::make_unique<Fleet>();
+  if (mode == "virtio-balloon") return std::make_unique<VirtioByHand>();
+  return std::make_unique<DaemonFleet>(mode);
+}
+
+}  // namespace fileballoon::bench
