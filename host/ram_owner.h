@@ -35,6 +35,9 @@ class RamOwner {
   [[nodiscard]] virtual Bytes footprint() const = 0;
   /// Size of the RAM: all backings. Constant.
   [[nodiscard]] virtual Bytes size() const = 0;
+  /// Where the VM's pager takes orders (uffd/pager/paging_client.h); empty where its frames cannot
+  /// be paged out. Constant.
+  [[nodiscard]] virtual std::string pager_socket() const { return {}; }
   /// The VM is being detached for good: when this owner ends, nothing of it may stay behind. (When
   /// only the daemon ends, what answers the guest's faults stays.)
   virtual void give_back() {}

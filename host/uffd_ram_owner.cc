@@ -12,7 +12,7 @@ Result<std::unique_ptr<UffdRamOwner>> UffdRamOwner::attach(GuestRam ram) {
     return socket.error();
   }
   faultd::FaultdClient::Options options;
-  options.socket = *socket;
+  options.socket = owner->socket_ = *socket;
   auto client = faultd::FaultdClient::attach(*owner->ram_, std::move(options));
   if (client.has_error()) {
     return client.error();

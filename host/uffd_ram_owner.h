@@ -17,11 +17,13 @@ class UffdRamOwner final : public RamOwner {
   [[nodiscard]] DiscardOutcome discard(const BackingRange& range) override;
   [[nodiscard]] Bytes footprint() const override { return ram_->footprint(); }
   [[nodiscard]] Bytes size() const override { return ram_->size(); }
+  [[nodiscard]] std::string pager_socket() const override { return socket_; }
   void give_back() override { give_back_ = true; }
 
  private:
   UffdRamOwner() = default;
 
+  std::string socket_;  // of the keeper
   std::unique_ptr<GuestRam> ram_;
   std::unique_ptr<faultd::FaultdClient> client_;  // refers to *ram_
   std::atomic<bool> give_back_{false};

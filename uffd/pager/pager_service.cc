@@ -29,6 +29,8 @@ std::string_view to_string(PagerService::State state) {
       return "paging out";
     case PagerService::State::giving_way:
       return "giving way to faults";
+    case PagerService::State::paging_in:
+      return "paging in";
     case PagerService::State::stopped:
       return "stopped";
     case PagerService::State::detached:
@@ -63,12 +65,23 @@ PagerService::~PagerService() {
 void PagerService::set_goal(Bytes footprint) {
   const std::lock_guard guard(mutex_);
   goal_ = footprint;
+  interrupt_ = interrupt_ || limit_.has_value();
+  limit_.reset();
   wake_.notify_all();
 }
 
 void PagerService::clear_goal() {
   const std::lock_guard guard(mutex_);
   goal_.reset();
+  limit_.reset();
+  interrupt_ = true;
+  wake_.notify_all();
+}
+
+void PagerService::set_limit(Bytes paged) {
+  const std::lock_guard guard(mutex_);
+  goal_.reset();
+  limit_ = paged;
   interrupt_ = true;
   wake_.notify_all();
 }
@@ -138,6 +151,7 @@ void PagerService::run() {
 void PagerService::step(std::unique_lock<std::mutex>& lock) {
   interrupt_ = false;
   const std::optional<Bytes> goal = goal_;
+  const std::optional<Bytes> limit = limit_;
   State state = state_;
   const auto now = Clock::now();
   lock.unlock();
@@ -149,7 +163,9 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
     next_upkeep_ = now + std::chrono::seconds(1);
   }
   const Bytes taken = footprint();
-  if (!goal || taken <= *goal) {
+  if (limit && Bytes::pages(pager_.stats().paged_pages) > *limit) {
+    state = page_in(*limit);
+  } else if (!goal || taken <= *goal) {
     state = State::idle;
   } else if (state == State::stopped && now < retry_at_) {
     // left alone for a while
@@ -203,6 +219,27 @@ PagerService::State PagerService::page_out(Bytes excess) {
     }
   }
   return wanted == 0 ? State::idle : State::looking;
+}
+
+PagerService::State PagerService::page_in(Bytes limit) {
+  {
+    const std::lock_guard guard(mutex_);
+    state_ = State::paging_in;
+  }
+  while (!interrupt_) {
+    const Bytes paged = Bytes::pages(pager_.stats().paged_pages);
+    if (paged <= limit) {
+      return State::idle;
+    }
+    yield_to_faults();
+    // A piece at a time, so that a new order is heard; nothing at all means that the host has no
+    // memory for it, and the next step tries again.
+    if (pager_.page_in_some(
+            std::min((paged - limit).whole_pages(), RangeLocks::kPiece.whole_pages())) == 0) {
+      break;
+    }
+  }
+  return State::paging_in;
 }
 
 void PagerService::yield_to_faults() {

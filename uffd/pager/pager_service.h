@@ -34,6 +34,7 @@ class PagerService {
     looking,     ///< waiting to see which pages are cold
     paging_out,  ///< at work
     giving_way,  ///< what was paged out comes back as fast: pausing for an interval
+    paging_in,   ///< more is in the store than may be: bringing it back
     stopped,     ///< the store takes no more; see stop_reason
     detached,    ///< page_in_all() has run, or the VM is gone
   };
@@ -54,9 +55,12 @@ class PagerService {
   /// Stops paging out; what is in the store stays there.
   ~PagerService();
 
-  /// Pages out while the VM's RAM takes more than `footprint`. Never pages in: faults do.
+  /// Pages out while the VM's RAM takes more than `footprint`. Replaces a limit.
   void set_goal(Bytes footprint);
+  /// Pages out no more; what is paged out stays until it is touched.
   void clear_goal();
+  /// Pages out no more, and brings back what lies in the store beyond `paged`.
+  void set_limit(Bytes paged);
 
   /// Stops paging out for good and brings everything back; blocks. See Pager::page_in_all().
   Pager::Progress detach(const std::function<bool(const Pager::Progress&)>& progress);
@@ -67,6 +71,7 @@ class PagerService {
   void run();
   void step(std::unique_lock<std::mutex>& lock);
   [[nodiscard]] State page_out(Bytes excess);
+  [[nodiscard]] State page_in(Bytes limit);
   /// Writes `batch_`; false if page-out has to stop, and `wanted` less what went.
   [[nodiscard]] bool write_batch(std::uint64_t& wanted);
   void yield_to_faults();
@@ -88,6 +93,7 @@ class PagerService {
   std::condition_variable wake_;
   bool quit_ = false;
   std::optional<Bytes> goal_;
+  std::optional<Bytes> limit_;
   State state_ = State::idle;
   StoreStatus stop_reason_ = StoreStatus::ok;
   // The thread's own.

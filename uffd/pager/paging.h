@@ -42,6 +42,7 @@ class Paging {
   [[nodiscard]] Pager& pager() { return *pager_; }
   void set_goal(Bytes footprint) { service_->set_goal(footprint); }
   void clear_goal() { service_->clear_goal(); }
+  void set_limit(Bytes paged) { service_->set_limit(paged); }
   [[nodiscard]] PagerService::Status status() const { return service_->status(); }
 
   /// Starts to bring everything back in a thread of its own; at once if that has been started

@@ -32,7 +32,11 @@ class PagingClient {
   [[nodiscard]] Result<void> start(const PagingOptions& options);
   [[nodiscard]] Result<void> set_goal(Bytes footprint);
   [[nodiscard]] Result<void> clear_goal();
+  /// Pages out no more, and brings back what lies in the store beyond `paged`.
+  [[nodiscard]] Result<void> set_limit(Bytes paged);
   [[nodiscard]] Result<Status> status();
+  /// Starts to bring everything back; status() tells how far that is.
+  [[nodiscard]] Result<void> begin_page_in();
   /// Brings everything back and waits, telling `progress` about every tenth of a second.
   [[nodiscard]] Result<Pager::Progress> page_in_all(
       const std::function<void(const Pager::Progress&)>& progress);

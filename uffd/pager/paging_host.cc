@@ -50,6 +50,8 @@ void PagingHost::answer(const PagingRequest& request, PagingReply& reply) {
     paging_->set_goal(Bytes(request.goal));
   } else if (request.verb == PagingVerb::clear_goal) {
     paging_->clear_goal();
+  } else if (request.verb == PagingVerb::set_limit) {
+    paging_->set_limit(Bytes(request.goal));
   } else if (request.verb == PagingVerb::page_in) {
     paging_->begin_detach();
   } else {

@@ -23,7 +23,8 @@ enum class PagingVerb : std::uint32_t {
   set_goal = 2,    ///< page out while the VM's RAM takes more than `goal`
   clear_goal = 3,  ///< page out no more
   status = 4,
-  page_in = 5,  ///< bring everything back; status tells how far it is
+  page_in = 5,    ///< bring everything back; status tells how far it is
+  set_limit = 6,  ///< page out no more, and bring back what lies in the store beyond `goal`
 };
 
 struct PagingRequest {
