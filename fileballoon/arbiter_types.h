@@ -26,6 +26,7 @@ struct VmSettings {
   unsigned band = 0;
   std::uint32_t weight = kDefaultWeight;
   bool can_page = false;  ///< the VM's policy and its pager allow force
+  bool operator==(const VmSettings&) const = default;
 };
 
 /// Checks settings: 0 <= minimum <= ceiling <= ram, ram > 0, band and weight in range. Rounds to

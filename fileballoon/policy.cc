@@ -154,6 +154,8 @@ PolicyOrder TargetPolicy::lower(const PolicyInput& input, Bytes missing) {
   order.balloon_target = balloon_first(policy_) ? all : input.balloon_resident;
   order.paging_target = has_paging(policy_) ? input.paged : Bytes(0);
   const std::string gap = to_string(missing);
+  // Page-out that has stopped is still asked for, so that it goes on as soon as it can.
+  const bool is_stuck = can_page && !input.pager_problem.empty();
 
   if (page_now) {
     order.paging_target = can_page ? std::min(all, input.paged + missing) : input.paged;
@@ -166,6 +168,9 @@ PolicyOrder TargetPolicy::lower(const PolicyInput& input, Bytes missing) {
     if (second && can_balloon) {
       order.state = PolicyState::secondary_working;
       reason_ = "balloon takes " + gap + " that paging did not";
+    } else if (is_stuck && (second || policy_ == MemoryPolicy::page_only)) {
+      order.state = PolicyState::blocked;
+      reason_ = gap + " above target: page-out stopped: " + input.pager_problem;
     } else if (can_page) {
       order.state = PolicyState::primary_working;
       reason_ = policy_ == MemoryPolicy::page_only
@@ -193,10 +198,22 @@ PolicyOrder TargetPolicy::lower(const PolicyInput& input, Bytes missing) {
               " left";
     return order;
   }
+  const Bytes by_will = std::min(missing, input.balloon_room);
+  if (can_page && by_will == missing) {
+    order.state = PolicyState::primary_working;
+    reason_ = "the balloon still grows: " + gap + " missing, and the guest has that much free";
+    return order;
+  }
   if (can_page) {
+    order.paging_target = std::min(all, input.paged + (missing - by_will));
+    if (is_stuck) {
+      order.state = PolicyState::blocked;
+      reason_ = gap + " above target: the guest gives no more, and page-out stopped: " +
+                input.pager_problem;
+      return order;
+    }
     order.state = PolicyState::secondary_working;
-    order.paging_target = std::min(all, input.paged + missing);
-    reason_ = "paging out " + gap + " that the balloon did not take";
+    reason_ = "paging out " + to_string(missing - by_will) + " that the balloon did not take";
     return order;
   }
   order.state = PolicyState::blocked;

@@ -20,9 +20,13 @@ struct PolicyInput {
   Bytes balloon_resident;  ///< balloon pages in the guest's cache
   Bytes paged;             ///< content that lies in a store
   Bytes taken;             ///< balloon pages that the guest's reclaim took since the last step
-  bool has_agent = false;  ///< a session with balloonfs stands
-  bool has_pager = false;  ///< this VM's frames can be paged out
-  bool may_force = true;   ///< the arbiter allows paging now (always, for an operator's target)
+  /// Memory that a balloon which is growing can still take. Never paged: it would go out with
+  /// content that nobody wants, and come back only to be given away.
+  Bytes balloon_room;
+  bool has_agent = false;     ///< a session with balloonfs stands
+  bool has_pager = false;     ///< this VM's frames can be paged out
+  bool may_force = true;      ///< the arbiter allows paging now (always, for an operator's target)
+  std::string pager_problem;  ///< why page-out has stopped ("the store is full"); empty: it has not
 };
 
 enum class PolicyState : std::uint8_t {

@@ -12,6 +12,8 @@
 #include <set>
 #include <sstream>
 
+#include "host/actor_registry.h"
+
 namespace fileballoon::host {
 namespace {
 
@@ -128,6 +130,108 @@ auto size_into(std::string& out) {
   };
 }
 
+/// A size that is a number of bytes, whatever a VM's RAM.
+auto bytes_into(Bytes& out) {
+  return [&out](const std::string& text) -> Result<void> {
+    const Result<Bytes> size = parse_size(text);
+    if (!size) {
+      return size.error();
+    }
+    out = *size;
+    return {};
+  };
+}
+
+/// [paging], and `paging` of a VM.
+std::optional<Error> parse_store(const toml::node& node, const std::string& file,
+                                 const std::string& name, StoreSettings& out,
+                                 std::string* budget_dir) {
+  if (!node.is_table()) {
+    return Error{fmt::format("{}:{}: 'paging' must be a table", file, node.source().begin.line)};
+  }
+  Section section(*node.as_table(), file, name);
+  section.read_checked("memory", bytes_into(out.memory));
+  section.read_checked("compression", [&](const std::string& text) -> Result<void> {
+    const Result<Compression> compression = parse_compression(text);
+    if (!compression) {
+      return compression.error();
+    }
+    out.compression = *compression;
+    return {};
+  });
+  section.read_checked("path", path_into(out.path));
+  section.read_checked("file_limit", bytes_into(out.file_limit));
+  section.read_checked("daily_writes", bytes_into(out.daily_writes));
+  if (budget_dir != nullptr) {
+    section.read_checked("budget_dir", path_into(*budget_dir));
+  }
+  if (const Result<void> good = check_store(out); !good) {
+    section.fail(node, good.error().message);
+  }
+  return section.finish();
+}
+
+std::optional<Error> parse_arbiter(const toml::table& table, const std::string& file,
+                                   ArbiterSettings& out) {
+  Section section(table, file, "[arbiter]");
+  section.read_checked("mode", [&](const std::string& text) -> Result<void> {
+    const Result<ArbiterMode> mode = parse_arbiter_mode(text);
+    if (!mode) {
+      return mode.error();
+    }
+    out.mode = *mode;
+    return {};
+  });
+  Bytes limit;
+  section.read_checked("limit", bytes_into(limit));
+  if (table.contains("limit")) {
+    out.limit = limit;
+  }
+  double tax = out.arbiter.idle_tax;
+  section.read("idle_tax", "a number from 0.0 to 1.0", tax);
+  if (const auto config = make_arbiter_config({tax}); !config) {
+    section.fail(*table.get("idle_tax"), config.error().message);
+  }
+  out.arbiter.idle_tax = tax;
+  std::int64_t interval = out.interval.count();
+  section.read_integer("interval_ms", 100, 60'000, interval);
+  out.interval = std::chrono::milliseconds(interval);
+  section.read_checked("lock", path_into(out.lock));
+  return section.finish();
+}
+
+/// `policy`, `timeout`, `actor` and `weight` of a VM.
+void read_policy(Section& section, MemorySettings& out) {
+  section.read_checked("policy", [&](const std::string& text) -> Result<void> {
+    const Result<MemoryPolicy> policy = parse_policy(text);
+    if (!policy) {
+      return policy.error();
+    }
+    out.policy = *policy;
+    return {};
+  });
+  section.read_checked("timeout", [&](const std::string& text) -> Result<void> {
+    const auto timeout = parse_timeout(text);
+    if (!timeout) {
+      return timeout.error();
+    }
+    out.timeout = *timeout;
+    return {};
+  });
+  section.read_checked("actor", [&](const std::string& text) -> Result<void> {
+    const Result<ActorName> actor = parse_actor(text, actor_names());
+    if (!actor) {
+      return actor.error();
+    }
+    out.actor = *actor;
+    const auto effective = effective_policy(out.policy, out.actor);
+    return effective ? Result<void>() : Result<void>(effective.error());
+  });
+  std::int64_t weight = out.weight;
+  section.read_integer("weight", 0, kMaxWeight, weight);
+  out.weight = static_cast<std::uint32_t>(weight);
+}
+
 Result<ConfiguredVm> parse_vm(const toml::table& table, const std::string& file,
                               const Config& defaults) {
   Section section(table, file, "[[vm]]");
@@ -149,6 +253,13 @@ Result<ConfiguredVm> parse_vm(const toml::table& table, const std::string& file,
   vm.spec.band = static_cast<int>(band);
   section.read_checked("footprint", size_into(vm.footprint));
   section.read_checked("floor", size_into(vm.floor));
+  section.read_checked("minimum", size_into(vm.minimum));
+  read_policy(section, vm.memory);
+  if (const toml::node* paging = section.get("paging")) {
+    if (auto error = parse_store(*paging, file, "paging of [[vm]]", vm.memory.store, nullptr)) {
+      return *error;
+    }
+  }
   if (auto error = section.finish()) {
     return *error;
   }
@@ -218,6 +329,18 @@ Result<Config> parse_config(std::string_view text, const std::string& file) {
     if (!limits->is_table()) {
       section.fail(*limits, "'limits' must be a table: [limits]");
     } else if (auto error = parse_limits(*limits->as_table(), file, config)) {
+      return *error;
+    }
+  }
+  if (const toml::node* paging = section.get("paging")) {
+    if (auto error = parse_store(*paging, file, "[paging]", config.store, &config.budget_dir)) {
+      return *error;
+    }
+  }
+  if (const toml::node* arbiter = section.get("arbiter")) {
+    if (!arbiter->is_table()) {
+      section.fail(*arbiter, "'arbiter' must be a table: [arbiter]");
+    } else if (auto error = parse_arbiter(*arbiter->as_table(), file, config.arbiter)) {
       return *error;
     }
   }

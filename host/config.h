@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "host/arbiter_settings.h"
 #include "host/vm_spec.h"
 
 namespace fileballoon::host {
@@ -16,6 +17,8 @@ namespace fileballoon::host {
 inline constexpr const char* kDefaultConfigFile = "/etc/fileballoon/fileballoond.toml";
 inline constexpr const char* kDefaultSocket = "/run/fileballoon/control.sock";
 inline constexpr const char* kDefaultStateDir = "/run/fileballoon";
+/// Not on a tmpfs: a day's writes to flash are remembered over a reboot.
+inline constexpr const char* kDefaultBudgetDir = "/var/lib/fileballoon";
 
 /// A VM that the daemon attaches by itself, as soon as its process is there.
 struct ConfiguredVm {
@@ -23,6 +26,8 @@ struct ConfiguredVm {
   std::string pid_file;   ///< QEMU's -pidfile
   std::string footprint;  ///< as typed ("50%"); empty: all of its RAM
   std::string floor;      ///< as typed; empty: 0
+  std::string minimum;    ///< as typed; empty: 0
+  MemorySettings memory;  ///< but for the minimum
 };
 
 struct Config {
@@ -35,6 +40,9 @@ struct Config {
   std::chrono::milliseconds write_timeout{10'000};
   std::size_t max_vms = 1024;
   std::size_t max_clients = 64;
+  ArbiterSettings arbiter;
+  StoreSettings store;  ///< of VMs for which nothing else is said; needs --refault uffd
+  std::string budget_dir = kDefaultBudgetDir;
   std::vector<ConfiguredVm> vms;
 };
 

@@ -19,6 +19,8 @@
 #include <optional>
 #include <utility>
 
+#include "host/actor_subscription.h"
+
 namespace fileballoon::host {
 namespace {
 
@@ -30,6 +32,12 @@ json::object error_reply(const json::value& id, RpcCode code, std::string_view m
           {"error", {{"code", static_cast<int>(code)}, {"message", message}}}};
 }
 
+pid_t peer_of(int socket) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 ? peer.pid : 0;
+}
+
 /// One client.
 class Connection final : public std::enable_shared_from_this<Connection>, public ControlClient {
  public:
@@ -39,7 +47,8 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
         daemon_(daemon),
         events_(events),
         clients_(std::move(clients)),
-        changed_(socket_.get_executor()) {
+        changed_(socket_.get_executor()),
+        actor_(daemon, peer_of(socket_.native_handle())) {
     clients_->insert(this);
   }
   Connection(const Connection&) = delete;
@@ -81,6 +90,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   EventLog& events_;
   std::shared_ptr<std::set<ControlClient*>> clients_;
   Signal changed_;
+  ActorSubscription actor_;
   std::deque<std::string> outbox_;
   std::size_t backlog_ = 0;  // bytes in outbox_
   std::optional<EventLog::SubscriberId> subscription_;
@@ -92,6 +102,7 @@ void Connection::close() {
   if (std::exchange(closed_, true)) {
     return;
   }
+  actor_.end();
   if (subscription_) {
     events_.unsubscribe(*std::exchange(subscription_, std::nullopt));
   }
@@ -191,6 +202,7 @@ asio::awaitable<void> Connection::handle(std::string line) {
   error_code error;
   const json::value request = json::parse(line, error);
   if (error) {
+    actor_.nonsense("it sent a line that is not JSON");
     push(error_reply(nullptr, RpcCode::parse_error, "the line is not JSON: " + error.message()));
     co_return;
   }
@@ -202,6 +214,7 @@ asio::awaitable<void> Connection::handle(std::string line) {
   if (method == nullptr || !method->is_string() || version == nullptr || *version != "2.0" ||
       (params != nullptr && !params->is_object()) ||
       (id != nullptr && !id->is_string() && !id->is_number() && !id->is_null())) {
+    actor_.nonsense("it sent something that is no request");
     push(error_reply(nullptr, RpcCode::invalid_request,
                      R"(a request is {"jsonrpc":"2.0","id":1,"method":"...","params":{...}})"));
     co_return;
@@ -212,10 +225,16 @@ asio::awaitable<void> Connection::handle(std::string line) {
   try {
     if (method->get_string() == "events") {
       reply["result"] = events(arguments);
+    } else if (method->get_string() == "actor-subscribe") {
+      reply["result"] =
+          actor_.subscribe(arguments, [this](const json::object& message) { push(message); });
+    } else if (method->get_string() == "actor-report") {
+      reply["result"] = actor_.report(arguments);
     } else {
       reply["result"] = co_await daemon_.call(method->get_string(), arguments);
     }
   } catch (const RpcFailure& failure) {
+    actor_.nonsense(failure.what());
     reply = error_reply(reply["id"], failure.code(), failure.what());
   }
   if (id != nullptr) {  // without an id it is a notification, which has no reply

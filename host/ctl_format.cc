@@ -110,6 +110,30 @@ std::string format_stats(const json::object& vm) {
   line("footprint", size(vm, "footprint_bytes"), "measured on the host: allocated blocks");
   line("absent", size(vm, "absent_bytes"), "measured on the host: RAM with no memory behind it");
   line("balloon target", size(vm, "target_bytes"), "RAM minus the footprint wanted");
+  if (const auto* memory = object_in(vm, "memory")) {
+    out += fmt::format("  policy {}, actor {}: {}: {}\n", text(*memory, "policy"),
+                       text(*memory, "actor"), text(*memory, "state"), text(*memory, "reason"));
+    line("minimum", size(*memory, "minimum_bytes"), "promised to the VM (mem-band)");
+  }
+  if (const auto* paging = object_in(vm, "paging")) {
+    line("paged out", size(*paging, "paged_bytes"),
+         "content in the store" + (paging->contains("state") ? ": " + text(*paging, "state") : ""));
+    line("  in memory", size(*paging, "store_memory_bytes"), "of it, compressed");
+    line("  on disk", size(*paging, "store_disk_bytes"), "of it, in the store's file");
+    line("  came back", count(*paging, "paged_in_pages"), "pages, since paging was started");
+    line("  lost", count(*paging, "lost_pages"), "pages that could not be read back");
+    if (const std::string why = text(*paging, "stopped_because"); why != kNone) {
+      out += fmt::format("  page-out has stopped: {}\n", why);
+    }
+    if (const std::string problem = text(*paging, "problem");
+        problem != kNone && !problem.empty()) {
+      out += fmt::format("  no paging: {}\n", problem);
+    }
+  }
+  if (const auto* actor = object_in(vm, "external_actor")) {
+    out += fmt::format("  external actor {} (pid {}): says {} {}\n", text(*actor, "path"),
+                       count(*actor, "pid"), text(*actor, "says"), text(*actor, "says_text"));
+  }
   line("balloon floor", size(vm, "floor_bytes"), "set by mem-floor: never reclaimed");
   if (const auto* guest = object_in(vm, "guest")) {
     const auto* age = guest->if_contains("age_s");
@@ -177,6 +201,41 @@ std::string format_top(const json::array& vms) {
   return fmt::format("{} VMs, {} of RAM, footprint {}\n\n", vms.size(), to_string(Bytes(ram)),
                      to_string(Bytes(footprint))) +
          table(rows);
+}
+
+std::string format_memory(const json::object& vm) {
+  const auto* timeout = vm.if_contains("timeout_s");
+  return fmt::format(
+      "{}: {}, timeout {:.3g} s, actor {}\n"
+      "{}: band {}, minimum {}, weight {}, store {}\n"
+      "{}: footprint {}, wanted {}; {}: {}\n",
+      text(vm, "name"), text(vm, "policy"),
+      timeout != nullptr && timeout->is_number() ? timeout->to_number<double>() : 0.0,
+      text(vm, "actor"), text(vm, "name"), count(vm, "band"), size(vm, "minimum_bytes"),
+      count(vm, "weight"), text(vm, "store"), text(vm, "name"), size(vm, "footprint_bytes"),
+      size(vm, "footprint_target_bytes"), text(vm, "state"), text(vm, "reason"));
+}
+
+std::string format_arbiter(const json::object& arbiter) {
+  const auto* dry_run = arbiter.if_contains("dry_run");
+  const bool is_trial = dry_run != nullptr && dry_run->is_bool() && dry_run->get_bool();
+  std::string out = fmt::format("arbiter {}{}; limit {}\n{}\n", text(arbiter, "mode"),
+                                is_trial ? "; what it would do now" : "",
+                                size(arbiter, "limit_bytes"), text(arbiter, "host"));
+  const auto* vms = arbiter.if_contains("vms");
+  if (vms == nullptr || !vms->is_array() || vms->get_array().empty()) {
+    return out;
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"NAME", "BAND", "FOOTPRINT", "NEED", "GOAL", "SHARE", "FORCE", "WHY"}};
+  for (const json::value& item : vms->get_array()) {
+    if (const auto* vm = item.if_object()) {
+      rows.push_back({text(*vm, "name"), count(*vm, "band"), size(*vm, "footprint_bytes"),
+                      size(*vm, "need_bytes"), size(*vm, "goal_bytes"), size(*vm, "share_bytes"),
+                      size(*vm, "by_force_bytes"), text(*vm, "reason")});
+    }
+  }
+  return out + table(rows);
 }
 
 std::string format_limits(const json::object& vm) {

@@ -15,6 +15,10 @@ namespace fileballoon::host {
 [[nodiscard]] std::string format_event(const boost::json::object& event);
 /// One screen of `top`.
 [[nodiscard]] std::string format_top(const boost::json::array& vms);
+/// What `mem-policy` and `mem-band` say.
+[[nodiscard]] std::string format_memory(const boost::json::object& vm);
+/// What `arbiter` says: the host, then a line a VM.
+[[nodiscard]] std::string format_arbiter(const boost::json::object& arbiter);
 /// What `mem-set` and `mem-floor` say.
 [[nodiscard]] std::string format_limits(const boost::json::object& vm);
 

@@ -8,6 +8,9 @@
 #include <limits>
 #include <utility>
 
+#include "host/attach_request.h"
+#include "host/background.h"
+#include "host/vm_verbs.h"
 #include "uffd/process.h"
 
 namespace fileballoon::host {
@@ -46,52 +49,76 @@ bool is_still_there(pid_t pid, const KnownVm& known) {
   return process && process->start_time == known.start_time;
 }
 
-/// The limits that the configuration asks for.
-Result<Limits> limits_of(const ConfiguredVm& configured, Bytes ram) {
-  Bytes target;
-  Bytes floor;
-  if (!configured.footprint.empty()) {
-    const Result<Bytes> footprint = parse_size(configured.footprint, ram);
-    if (!footprint) {
-      return footprint.error();
+/// What the configuration asks for.
+Result<Vm::Wanted> wanted_by(const ConfiguredVm& configured, Bytes ram) {
+  Vm::Wanted wanted;
+  wanted.settings = configured.memory;
+  wanted.ceiling = ram;
+  const auto read = [ram](const std::string& text, Bytes& out) -> Result<void> {
+    if (!text.empty()) {
+      const Result<Bytes> size = parse_size(text, ram);
+      if (!size) {
+        return size.error();
+      }
+      out = *size;
     }
-    target = target_for_footprint(ram, *footprint);
-  }
-  if (!configured.floor.empty()) {
-    const Result<Bytes> parsed = parse_size(configured.floor, ram);
-    if (!parsed) {
-      return parsed.error();
+    return {};
+  };
+  for (const Result<void>& done :
+       {read(configured.footprint, *wanted.ceiling), read(configured.floor, wanted.limits.floor),
+        read(configured.minimum, wanted.settings.minimum)}) {
+    if (!done) {
+      return done.error();
     }
-    floor = *parsed;
   }
-  return make_limits(target, floor, ram);
+  const Result<Limits> limits =
+      make_limits(target_for_footprint(ram, *wanted.ceiling), wanted.limits.floor, ram);
+  if (!limits) {
+    return limits.error();
+  }
+  wanted.limits = *limits;
+  if (const auto good = make_vm_settings({ram, wanted.settings.minimum, *wanted.ceiling}); !good) {
+    return good.error();
+  }
+  return wanted;
 }
 
 }  // namespace
 
-Daemon::Daemon(asio::io_context& control, Vm::Workers& workers, asio::thread_pool& attachers,
+Daemon::Daemon(asio::io_context& control, Vm::Pools pools, asio::thread_pool& attachers,
                const Config& config, EventLog& events)
     : control_(control),
-      workers_(workers),
+      pools_(pools),
       attachers_(attachers),
       config_(config),
       events_(events),
       state_file_(config.state_dir),
       save_timer_(control),
-      look_timer_(control) {}
+      look_timer_(control),
+      arbiter_(
+          control, events, config.arbiter, [this] { return present_vms(); },
+          [this] { save_soon(); }) {}
 
 Daemon::~Daemon() = default;
 
 // ------------------------------------------------------------------------------ start and waiting
 
 asio::awaitable<void> Daemon::start() {
+  if (const Result<void> started = arbiter_.start(); !started) {
+    throw std::runtime_error(started.error().message);  // before any VM is touched
+  }
   LoadedState state = state_file_.load();
   if (state.problem) {
     events_.publish(Severity::error, "state-unreadable", "", *state.problem);
   }
   for (SavedVm& saved : state.vms) {
     const std::string name = saved.spec.name;
-    waiting_[name] = {std::move(saved.spec), std::move(saved.known), saved.limits, nullptr, ""};
+    waiting_[name] = {
+        std::move(saved.spec), std::move(saved.known),
+        Vm::Wanted{saved.limits, saved.ceiling,
+                   config_.arbiter.mode == ArbiterMode::on ? saved.share : std::nullopt,
+                   std::move(saved.memory)},
+        nullptr, ""};
   }
   for (const ConfiguredVm& configured : config_.vms) {
     const auto [at, added] =
@@ -100,6 +127,16 @@ asio::awaitable<void> Daemon::start() {
   }
   co_await try_waiting();
   asio::co_spawn(control_, look_for_waiting(), asio::detached);
+}
+
+std::vector<std::shared_ptr<Vm>> Daemon::present_vms() const {
+  std::vector<std::shared_ptr<Vm>> vms;
+  for (const auto& [name, vm] : vms_) {
+    if (!vm->is_leaving()) {
+      vms.push_back(vm);
+    }
+  }
+  return vms;
 }
 
 asio::awaitable<void> Daemon::look_for_waiting() {
@@ -139,7 +176,7 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
     }
     entry.spec = entry.configured->spec;
     entry.known.reset();
-    entry.limits.reset();
+    entry.wanted.reset();
   }
   if (!entry.known && entry.configured != nullptr && !entry.configured->pid_file.empty()) {
     entry.spec.pid = read_pid_file(entry.configured->pid_file);
@@ -173,13 +210,13 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
     }
   }
   Waiting& waiting = found->second;
-  Limits limits;
-  if (attachment && waiting.limits) {
-    limits = *waiting.limits;
+  Vm::Wanted wanted;
+  if (attachment && waiting.wanted) {
+    wanted = *waiting.wanted;
   } else if (attachment && waiting.configured != nullptr) {
-    const Result<Limits> configured = limits_of(*waiting.configured, attachment->ram->size());
+    const Result<Vm::Wanted> configured = wanted_by(*waiting.configured, attachment->ram->size());
     if (configured) {
-      limits = *configured;
+      wanted = *configured;
     } else {
       problem = configured.error().message;
     }
@@ -193,7 +230,8 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
   }
   const bool again = waiting.known.has_value();
   waiting_.erase(found);
-  adopt(std::move(*attachment), limits, again ? "found again after a restart" : "as configured");
+  adopt(std::move(*attachment), std::move(wanted),
+        again ? "found again after a restart" : "as configured");
   save();
 }
 
@@ -201,14 +239,10 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
 
 asio::awaitable<Result<Attachment>> Daemon::attach_in_background(
     const VmSpec& spec, const std::optional<KnownVm>& known) {
-  // Named objects, not temporaries of the co_await: GCC 12 copies the captures of those bitwise.
-  auto work = [spec = VmSpec(spec), known = std::optional<KnownVm>(known)]()
-      -> asio::awaitable<std::unique_ptr<Result<Attachment>>> {
-    co_return std::make_unique<Result<Attachment>>(attach_vm(spec, known));
-  };
-  auto running = asio::co_spawn(attachers_, std::move(work), asio::use_awaitable);
-  auto result = co_await std::move(running);
-  co_return std::move(*result);
+  co_return co_await run_on(attachers_,
+                            [spec = VmSpec(spec), known = std::optional<KnownVm>(known)] {
+                              return attach_vm(spec, known);
+                            });
 }
 
 void Daemon::check_free(const VmSpec& spec) const {
@@ -233,11 +267,14 @@ void Daemon::check_free(const VmSpec& spec) const {
   }
 }
 
-std::shared_ptr<Vm> Daemon::adopt(Attachment attachment, const Limits& limits,
-                                  std::string_view how) {
+std::shared_ptr<Vm> Daemon::adopt(Attachment attachment, Vm::Wanted wanted, std::string_view how) {
   const std::string name = attachment.spec.name;
-  auto vm = std::make_shared<Vm>(control_, workers_, events_, std::move(attachment), limits,
-                                 Vm::Options{config_.write_timeout});
+  if (!wanted.settings.store.has_store()) {
+    wanted.settings.store = config_.store;
+  }
+  auto vm =
+      std::make_shared<Vm>(control_, pools_, events_, std::move(attachment), wanted,
+                           Vm::Options{config_.write_timeout, config_.budget_dir, config_.socket});
   vms_[name] = vm;
   events_.publish(
       Severity::info, "vm-attached", name,
@@ -246,7 +283,7 @@ std::shared_ptr<Vm> Daemon::adopt(Attachment attachment, const Limits& limits,
   for (const std::string& warning : vm->warnings()) {
     events_.publish(Severity::warning, "warning", name, warning);
   }
-  vm->start([this, name, raw = vm.get()] { vm_is_gone(name, raw); });
+  vm->start([this, name, raw = vm.get()] { vm_is_gone(name, raw); }, [this] { arbiter_.hurry(); });
   return vm;
 }
 
@@ -269,31 +306,8 @@ void Daemon::vm_is_gone(const std::string& name, const Vm* vm) {
 }
 
 asio::awaitable<json::value> Daemon::attach(const json::object& raw) {
-  const RpcParams params(raw);
-  params.allow_only({"name", "pid", "channel", "qmp", "refault", "band"});
-  VmSpec spec;
-  spec.name = params.text("name");
-  spec.channel = params.text("channel");
-  spec.qmp = params.optional_text("qmp").value_or("");
-  const std::int64_t pid = params.integer("pid");
-  const std::int64_t band = params.optional_integer("band").value_or(0);
-  const auto refault = params.optional_text("refault");
-  const Result<RefaultMode> mode =
-      refault ? parse_refault_mode(*refault) : Result<RefaultMode>(config_.refault);
-  for (const auto& check : {check_vm_name(spec.name), check_band(band)}) {
-    if (!check) {
-      throw RpcFailure(RpcCode::invalid_params, check.error().message);
-    }
-  }
-  if (!mode) {
-    throw RpcFailure(RpcCode::invalid_params, mode.error().message);
-  }
-  if (pid <= 0 || pid > std::numeric_limits<pid_t>::max()) {
-    throw RpcFailure(RpcCode::invalid_params, fmt::format("{} is no process id", pid));
-  }
-  spec.pid = static_cast<pid_t>(pid);
-  spec.band = static_cast<int>(band);
-  spec.refault = *mode;
+  AttachRequest request(raw, config_.refault);
+  const VmSpec& spec = request.spec;
   if (const auto waiting = waiting_.find(spec.name); waiting != waiting_.end()) {
     refuse(fmt::format("VM '{}' is waited for ({}); detach it first", spec.name,
                        waiting->second.reason));
@@ -304,19 +318,53 @@ asio::awaitable<json::value> Daemon::attach(const json::object& raw) {
   attaching_.insert(spec.name);
   attaching_pids_.insert(spec.pid);
   Result<Attachment> attached = co_await attach_in_background(spec, unknown);
+  std::string problem = attached ? "" : attached.error().message;
+  Vm::Wanted wanted;
+  if (attached) {
+    try {
+      wanted = request.wanted(attached->ram->size());
+      problem = co_await make_store(*attached, wanted.settings.store);
+    } catch (const RpcFailure& failure) {
+      problem = failure.what();
+    }
+    if (!problem.empty()) {
+      attached->ram->give_back();
+      auto end = [ram = std::shared_ptr<RamOwner>(std::move(attached->ram))]() mutable {
+        ram.reset();
+        return true;
+      };
+      co_await run_on(attachers_, std::move(end));
+    }
+  }
   attaching_.erase(spec.name);
   attaching_pids_.erase(spec.pid);
-  if (!attached) {
-    refuse(attached.error().message);
+  if (!problem.empty()) {
+    refuse(problem);
   }
   if (stopping_) {
     refuse("the daemon is stopping");
   }
-  const std::shared_ptr<Vm> vm = adopt(std::move(*attached), Limits{}, "by request");
+  const std::shared_ptr<Vm> vm = adopt(std::move(*attached), std::move(wanted), "by request");
   save();
   json::object result = vm->summary();
   result["warnings"] = to_array(vm->warnings());
   co_return result;
+}
+
+/// Makes the store that was asked for in the VM's keeper; says why it cannot be made.
+asio::awaitable<std::string> Daemon::make_store(const Attachment& attachment,
+                                                const StoreSettings& store) {
+  if (!store.has_store()) {
+    co_return "";
+  }
+  const std::string socket = attachment.ram->keeper_socket();
+  if (socket.empty()) {
+    co_return "a store for paged-out frames needs --refault uffd";
+  }
+  const auto options = paging_options(store, attachment.spec.name, config_.budget_dir);
+  const Result<void> started =
+      co_await run_on(attachers_, [socket, options] { return start_paging(socket, options); });
+  co_return started ? "" : started.error().message;
 }
 
 asio::awaitable<json::value> Daemon::detach(const json::object& raw) {
@@ -329,6 +377,15 @@ asio::awaitable<json::value> Daemon::detach(const json::object& raw) {
     co_return json::object{{"name", name}};
   }
   const std::shared_ptr<Vm> vm = find(name);
+  if (vm->is_leaving()) {
+    refuse(fmt::format("VM '{}' is being detached already", name));
+  }
+  if (const Result<void> back = co_await vm->bring_back(); !back) {
+    refuse(back.error().message);
+  }
+  if (const auto now = vms_.find(name); now == vms_.end() || now->second != vm) {
+    refuse(fmt::format("VM '{}' exited while it was being detached", name));
+  }
   vms_.erase(name);
   attaching_.insert(name);  // the name is free again when the RAM is
   attaching_pids_.insert(vm->spec().pid);
@@ -359,87 +416,6 @@ std::shared_ptr<Vm> Daemon::find(const std::string& name) const {
                                known.empty() ? "no VM is attached" : "attached are " + known));
 }
 
-json::value Daemon::set_limits(Vm& vm, Bytes target, Bytes floor) {
-  const Result<Limits> limits = make_limits(target, floor, vm.ram_size());
-  if (!limits) {
-    refuse(limits.error().message);
-  }
-  if (*limits != vm.limits()) {
-    vm.set_limits(*limits);
-    save_soon();
-    events_.publish(
-        Severity::info, "limits-set", vm.spec().name,
-        fmt::format("target {}, floor {}", to_string(limits->target), to_string(limits->floor)),
-        {{"target_bytes", limits->target.count()}, {"floor_bytes", limits->floor.count()}});
-  }
-  return vm.summary();
-}
-
-json::value Daemon::mem_set(const json::object& raw) {
-  const RpcParams params(raw);
-  params.allow_only({"name", "size"});
-  Vm& vm = *find(params.text("name"));
-  const Bytes footprint = params.size("size", vm.ram_size());
-  if (footprint > vm.ram_size()) {
-    refuse(fmt::format("{} is above the VM's RAM of {}; a footprint cannot be larger",
-                       to_string(footprint), to_string(vm.ram_size())));
-  }
-  return set_limits(vm, target_for_footprint(vm.ram_size(), footprint), vm.limits().floor);
-}
-
-json::value Daemon::mem_floor(const json::object& raw) {
-  const RpcParams params(raw);
-  params.allow_only({"name", "size"});
-  Vm& vm = *find(params.text("name"));
-  return set_limits(vm, vm.limits().target, params.size("size", vm.ram_size()));
-}
-
-json::value Daemon::epoch(const json::object& raw) {
-  const RpcParams params(raw);
-  params.allow_only({"name", "advance"});
-  Vm& vm = *find(params.text("name"));
-  if (const auto* advance = raw.if_contains("advance")) {
-    if (!advance->is_bool()) {
-      refuse("parameter 'advance' must be true or false");
-    }
-    if (advance->as_bool()) {
-      vm.advance_epoch();
-    }
-  }
-  return json::object{{"name", vm.spec().name}, {"epoch", vm.epoch()}, {"state", vm.state()}};
-}
-
-json::value Daemon::purge(const json::object& raw) {
-  const RpcParams params(raw);
-  params.allow_only({"name", "amount"});
-  Vm& vm = *find(params.text("name"));
-  // All of it: a guest cannot have more page cache than RAM.
-  const Bytes amount =
-      raw.contains("amount") ? params.size("amount", vm.ram_size()) : vm.ram_size();
-  if (!vm.purge(amount)) {
-    refuse(fmt::format("{} cannot be asked now ({}): its agent (balloonfs) must be connected",
-                       vm.spec().name, vm.state()));
-  }
-  events_.publish(Severity::info, "purge", vm.spec().name,
-                  fmt::format("asked for {} of page cache", to_string(amount)),
-                  {{"amount_bytes", amount.count()}});
-  return json::object{{"name", vm.spec().name}, {"amount_bytes", amount.count()}};
-}
-
-json::value Daemon::cache(const json::object& raw) {
-  const RpcParams params(raw);
-  params.allow_only({"name", "mode"});
-  Vm& vm = *find(params.text("name"));
-  const Result<CacheMode> mode = parse_cache_mode(params.text("mode"));
-  if (!mode) {
-    refuse(mode.error().message);
-  }
-  vm.set_cache(*mode);
-  events_.publish(Severity::info, "cache-mode-set", vm.spec().name,
-                  fmt::format("cold page cache: {}", to_string(*mode)));
-  return json::object{{"name", vm.spec().name}, {"mode", to_string(*mode)}, {"state", vm.state()}};
-}
-
 json::value Daemon::list() const {
   json::array array;
   for (const auto& [name, vm] : vms_) {
@@ -458,14 +434,45 @@ json::value Daemon::list() const {
 json::value Daemon::stats(const json::object& raw) const {
   const RpcParams params(raw);
   params.allow_only({"name"});
+  const auto stats_of = [this](const Vm& vm) {
+    json::object object = vm.stats();
+    object["arbiter"] = arbiter_.describe_vm(vm.spec().name);
+    return object;
+  };
   if (const auto name = params.optional_text("name")) {
-    return find(*name)->stats();
+    return stats_of(*find(*name));
   }
   json::array array;
   for (const auto& [name, vm] : vms_) {
-    array.push_back(vm->stats());
+    array.push_back(stats_of(*vm));
   }
   return array;
+}
+
+json::value Daemon::arbiter(const json::object& raw) {
+  const RpcParams params(raw);
+  params.allow_only({"dry_run", "mode", "limit"});
+  const auto* dry_run = raw.if_contains("dry_run");
+  if (dry_run != nullptr && !dry_run->is_bool()) {
+    throw RpcFailure(RpcCode::invalid_params, "parameter 'dry_run' must be true or false");
+  }
+  if (const auto limit = params.optional_text("limit"); limit && *limit == "none") {
+    arbiter_.set_limit(std::nullopt);
+  } else if (raw.contains("limit")) {
+    arbiter_.set_limit(params.size("limit", Bytes(0)));
+  }
+  if (const auto text = params.optional_text("mode")) {
+    const Result<ArbiterMode> mode = parse_arbiter_mode(*text);
+    if (!mode) {
+      refuse(mode.error().message);
+    }
+    if (const Result<void> done = arbiter_.set_mode(*mode); !done) {
+      refuse(done.error().message);
+    }
+    events_.publish(Severity::info, "arbiter-mode-set", "",
+                    fmt::format("the arbiter is {}", to_string(*mode)));
+  }
+  return arbiter_.describe(dry_run != nullptr && dry_run->get_bool());
 }
 
 asio::awaitable<json::value> Daemon::call(std::string_view method, const json::object& params) {
@@ -475,23 +482,18 @@ asio::awaitable<json::value> Daemon::call(std::string_view method, const json::o
   if (method == "detach") {
     co_return co_await detach(params);
   }
-  if (method == "mem-set") {
-    co_return mem_set(params);
-  }
-  if (method == "mem-floor") {
-    co_return mem_floor(params);
-  }
-  if (method == "epoch") {
-    co_return epoch(params);
-  }
-  if (method == "purge") {
-    co_return purge(params);
-  }
-  if (method == "cache") {
-    co_return cache(params);
+  if (const VmVerb verb = find_vm_verb(method)) {
+    Vm& vm = *find(RpcParams(params).text("name"));
+    if (vm.is_leaving()) {
+      refuse(fmt::format("VM '{}' is being detached", vm.spec().name));
+    }
+    co_return verb(vm, params, {events_, [this] { save_soon(); }});
   }
   if (method == "stats") {
     co_return stats(params);
+  }
+  if (method == "arbiter") {
+    co_return arbiter(params);
   }
   if (method == "list") {
     RpcParams(params).allow_only({});
@@ -521,11 +523,14 @@ void Daemon::save() {
   save_due_ = false;
   std::vector<SavedVm> saved;
   for (const auto& [name, vm] : vms_) {
-    saved.push_back({vm->spec(), vm->known(), vm->limits()});
+    saved.push_back({vm->spec(), vm->known(), Limits{vm->limits().target, vm->floor()},
+                     vm->policy().ceiling(), vm->policy().share(), vm->policy().settings()});
   }
   for (const auto& [name, waiting] : waiting_) {
     if (waiting.known) {
-      saved.push_back({waiting.spec, *waiting.known, waiting.limits.value_or(Limits{})});
+      const Vm::Wanted wanted = waiting.wanted.value_or(Vm::Wanted{});
+      saved.push_back({waiting.spec, *waiting.known, wanted.limits, wanted.ceiling, wanted.share,
+                       wanted.settings});
     }
   }
   const Result<void> done = state_file_.save(saved);
@@ -544,6 +549,7 @@ void Daemon::stop() {
   stopping_ = true;
   save_timer_.cancel();
   look_timer_.cancel();
+  arbiter_.stop();
   for (const auto& [name, vm] : vms_) {
     vm->abandon();
   }

@@ -12,7 +12,9 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "host/arbiter_loop.h"
 #include "host/asio.h"
 #include "host/config.h"
 #include "host/event_log.h"
@@ -24,13 +26,14 @@ namespace fileballoon::host {
 
 class Daemon {
  public:
-  /// Workers execute discards; attachers wait for QEMU's monitors. All arguments outlive this.
-  Daemon(asio::io_context& control, Vm::Workers& workers, asio::thread_pool& attachers,
+  /// Attachers wait for QEMU's monitors. All arguments, and what they refer to, outlive this.
+  Daemon(asio::io_context& control, Vm::Pools pools, asio::thread_pool& attachers,
          const Config& config, EventLog& events);
   ~Daemon();
 
-  /// Finds the VMs of the state file and of the configuration; then goes on looking for those that
-  /// are not there yet.
+  /// Finds the VMs of the state file and of the configuration, and starts the arbiter; then goes on
+  /// looking for VMs that are not there yet. Throws std::runtime_error where another arbiter
+  /// divides this host.
   [[nodiscard]] asio::awaitable<void> start();
   /// Lets go of every VM without a word to the guests; the state file keeps them.
   void stop();
@@ -39,12 +42,15 @@ class Daemon {
   [[nodiscard]] asio::awaitable<boost::json::value> call(std::string_view method,
                                                          const boost::json::object& params);
 
+  /// The VM of that name. Throws RpcFailure, naming the VMs that there are.
+  [[nodiscard]] std::shared_ptr<Vm> find(const std::string& name) const;
+
  private:
   /// A VM that should be managed and is not yet.
   struct Waiting {
     VmSpec spec;
-    std::optional<KnownVm> known;  // from the state file
-    std::optional<Limits> limits;  // likewise
+    std::optional<KnownVm> known;      // from the state file
+    std::optional<Vm::Wanted> wanted;  // likewise
     const ConfiguredVm* configured = nullptr;
     std::string reason;  // why it is not attached
   };
@@ -52,32 +58,29 @@ class Daemon {
   [[nodiscard]] asio::awaitable<boost::json::value> attach(const boost::json::object& params);
   [[nodiscard]] asio::awaitable<boost::json::value> detach(const boost::json::object& params);
   [[nodiscard]] boost::json::value list() const;
+  [[nodiscard]] boost::json::value arbiter(const boost::json::object& params);
+  [[nodiscard]] std::vector<std::shared_ptr<Vm>> present_vms() const;
   [[nodiscard]] boost::json::value stats(const boost::json::object& params) const;
-  [[nodiscard]] boost::json::value mem_set(const boost::json::object& params);
-  [[nodiscard]] boost::json::value mem_floor(const boost::json::object& params);
-  [[nodiscard]] boost::json::value epoch(const boost::json::object& params);
-  [[nodiscard]] boost::json::value purge(const boost::json::object& params);
-  [[nodiscard]] boost::json::value cache(const boost::json::object& params);
+  [[nodiscard]] asio::awaitable<std::string> make_store(const Attachment& attachment,
+                                                        const StoreSettings& store);
 
   /// attach_vm() on a worker thread. The arguments are copied before it first suspends.
   [[nodiscard]] asio::awaitable<Result<Attachment>> attach_in_background(
       const VmSpec& spec, const std::optional<KnownVm>& known);
   /// Manages what was attached.
-  std::shared_ptr<Vm> adopt(Attachment attachment, const Limits& limits, std::string_view how);
+  std::shared_ptr<Vm> adopt(Attachment attachment, Vm::Wanted wanted, std::string_view how);
   [[nodiscard]] asio::awaitable<void> try_waiting();
   [[nodiscard]] asio::awaitable<void> try_one(const std::string& name);
   [[nodiscard]] asio::awaitable<void> look_for_waiting();
   void vm_is_gone(const std::string& name, const Vm* vm);
   void check_free(const VmSpec& spec) const;
-  [[nodiscard]] std::shared_ptr<Vm> find(const std::string& name) const;
-  [[nodiscard]] boost::json::value set_limits(Vm& vm, Bytes target, Bytes floor);
   void save();
   /// save(), but at most once per kSaveInterval: for limits, which an arbiter may move all the
   /// time.
   void save_soon();
 
   asio::io_context& control_;
-  Vm::Workers& workers_;
+  Vm::Pools pools_;
   asio::thread_pool& attachers_;
   const Config& config_;
   EventLog& events_;
@@ -92,6 +95,7 @@ class Daemon {
   std::set<std::string> attaching_;  // names
   std::set<pid_t> attaching_pids_;
   bool stopping_ = false;
+  ArbiterLoop arbiter_;  // last: it asks for the VMs
 };
 
 }  // namespace fileballoon::host

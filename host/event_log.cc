@@ -66,7 +66,8 @@ void EventLog::publish(Severity severity, std::string_view kind, std::string_vie
 }
 
 void EventLog::publish_from_guest(Severity severity, std::string_view kind, std::string_view vm,
-                                  std::string text, Clock::time_point now) {
+                                  std::string text, Clock::time_point now,
+                                  boost::json::object fields) {
   auto found = rates_.find(vm);
   if (found == rates_.end()) {
     found = rates_.emplace(std::string(vm), Rate{kGuestBurst, now, 0}).first;
@@ -80,7 +81,6 @@ void EventLog::publish_from_guest(Severity severity, std::string_view kind, std:
     return;
   }
   rate.tokens -= 1;
-  boost::json::object fields;
   if (const auto left_out = std::exchange(rate.suppressed, 0); left_out > 0) {
     text += fmt::format(" ({} more events of this VM were left out before)", left_out);
     fields["left_out"] = left_out;

@@ -32,7 +32,8 @@ class EventLog {
   /// The same for what a guest can cause at will: at most kGuestBurst at once and one a second
   /// after that; what was left out is counted in the next one that passes.
   void publish_from_guest(Severity severity, std::string_view kind, std::string_view vm,
-                          std::string text, Clock::time_point now = Clock::now());
+                          std::string text, Clock::time_point now = Clock::now(),
+                          boost::json::object fields = {});
   static constexpr double kGuestBurst = 10;
   /// Forgets the rate of a VM that is no more.
   void forget(std::string_view vm);

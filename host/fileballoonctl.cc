@@ -15,77 +15,14 @@
 #include <thread>
 
 #include "host/config.h"
+#include "host/ctl_client.h"
 #include "host/ctl_format.h"
-#include "host/json_line_client.h"
+#include "host/ctl_memory.h"
 
 namespace fileballoon::host {
 namespace {
 
-namespace json = boost::json;
-
-constexpr int kExitRefused = 1;
 constexpr int kExitUsage = 2;
-constexpr int kExitNoDaemon = 3;
-
-/// An exit status with what to say.
-struct Failure {
-  int status;
-  std::string message;
-};
-
-class Control {
- public:
-  explicit Control(const std::string& socket) : client_(connect(socket)) {}
-
-  json::value call(std::string_view method, json::object params) {
-    Result<json::value> result = client_.call(method, std::move(params));
-    if (!result) {
-      throw Failure{client_.rpc_error().code != 0 ? kExitRefused : kExitNoDaemon,
-                    result.error().message};
-    }
-    return std::move(*result);
-  }
-  /// The next event; waits for ever.
-  json::object next_event() {
-    Result<json::value> notification = client_.next_notification(JsonLineClient::Timeout(-1));
-    if (!notification) {
-      throw Failure{kExitNoDaemon, notification.error().message};
-    }
-    const auto* params = notification->get_object().if_contains("params");
-    return params != nullptr && params->is_object() ? params->get_object() : json::object();
-  }
-
- private:
-  static JsonLineClient connect(const std::string& socket) {
-    Result<JsonLineClient> client = JsonLineClient::connect(socket);
-    if (!client) {
-      throw Failure{kExitNoDaemon,
-                    fmt::format("no daemon at the control socket {}; is fileballoond running "
-                                "(systemctl start fileballoond), and is --socket right?",
-                                client.error().message)};
-    }
-    return std::move(*client);
-  }
-
-  JsonLineClient client_;
-};
-
-void print(const std::string& text) {
-  std::fputs(text.c_str(), stdout);
-  std::fflush(stdout);
-}
-
-void print_json(const json::value& value) { print(json::serialize(value) + "\n"); }
-
-/// Prints a value as JSON or in `format`'s words.
-template <class Format>
-void show(bool as_json, const json::value& value, Format&& format) {
-  if (as_json) {
-    print_json(value);
-  } else {
-    print(format(value));
-  }
-}
 
 struct AttachOptions {
   std::string name;
@@ -94,6 +31,13 @@ struct AttachOptions {
   std::string qmp;
   std::string refault;
   std::int64_t band = 0;
+  std::string minimum;
+  std::int64_t weight = kDefaultWeight;
+  std::string store_memory;
+  std::string store_compression;
+  std::string store_path;
+  std::string store_file_limit;
+  std::string store_daily_writes;
 };
 
 void attach(Control& control, const AttachOptions& options, bool as_json) {
@@ -104,13 +48,21 @@ void attach(Control& control, const AttachOptions& options, bool as_json) {
   json::object params{{"name", options.name},
                       {"pid", options.pid},
                       {"channel", absolute(options.channel)},
-                      {"band", options.band}};
-  if (!options.qmp.empty()) {
-    params["qmp"] = absolute(options.qmp);
-  }
-  if (!options.refault.empty()) {
-    params["refault"] = options.refault;
-  }
+                      {"band", options.band},
+                      {"weight", options.weight}};
+  const auto add = [&params](const char* key, const std::string& value) {
+    if (!value.empty()) {
+      params[key] = value;
+    }
+  };
+  add("qmp", options.qmp.empty() ? "" : absolute(options.qmp));
+  add("refault", options.refault);
+  add("minimum", options.minimum);
+  add("store_memory", options.store_memory);
+  add("store_compression", options.store_compression);
+  add("store_path", options.store_path.empty() ? "" : absolute(options.store_path));
+  add("store_file_limit", options.store_file_limit);
+  add("store_daily_writes", options.store_daily_writes);
   const json::value result = control.call("attach", std::move(params));
   show(as_json, result, [](const json::value& value) {
     const json::object& vm = value.as_object();
@@ -195,6 +147,17 @@ int run(int argc, char** argv) {
   attach_verb->add_option("--refault", options.refault,
                           "who answers refaults: kernel or uffd (default: the daemon's)");
   attach_verb->add_option("--band", options.band, "service band, 0 is the highest");
+  attach_verb->add_option("--minimum", options.minimum, "footprint that the VM is promised");
+  attach_verb->add_option("--weight", options.weight, "share within its band, default 100");
+  attach_verb->add_option("--store-memory", options.store_memory,
+                          "paged-out frames: limit of compressed memory");
+  attach_verb->add_option("--store-compression", options.store_compression, "lz4 or zstd");
+  attach_verb->add_option("--store-path", options.store_path,
+                          "paged-out frames: folder, file or block device");
+  attach_verb->add_option("--store-file-limit", options.store_file_limit,
+                          "how large that file may grow (default: as the VM's RAM)");
+  attach_verb->add_option("--store-daily-writes", options.store_daily_writes,
+                          "how much may be written to it per day (default: no limit)");
   attach_verb->callback(
       [&] { action = [&](Control& control) { attach(control, options, as_json); }; });
 
@@ -202,12 +165,8 @@ int run(int argc, char** argv) {
   std::string size;
   auto* detach_verb = app.add_subcommand("detach", "let a VM go; its balloon stays as it is");
   detach_verb->add_option("NAME", name)->required();
-  detach_verb->callback([&] {
-    action = [&](Control& control) {
-      show(as_json, control.call("detach", {{"name", name}}),
-           [&](const json::value&) { return name + ": detached\n"; });
-    };
-  });
+  detach_verb->callback(
+      [&] { action = [&](Control& control) { detach(control, socket, name, as_json); }; });
 
   auto* list_verb = app.add_subcommand("list", "all VMs, one a line");
   list_verb->callback([&] {
@@ -264,6 +223,8 @@ int run(int argc, char** argv) {
            [&](const json::value&) { return name + ": asked; stats shows what the guest gave\n"; });
     };
   });
+
+  add_memory_verbs(app, as_json, action);
 
   std::string mode;
   auto* cache_verb = app.add_subcommand("cache", "choose what a guest does with cold page cache");

@@ -63,8 +63,8 @@ Result<Config> load_config(const CommandLine& line) {
 
 asio::awaitable<void> bring_up(Daemon& daemon, ControlServer& server, asio::io_context& control,
                                const Config& config, int& exit_status) {
-  co_await daemon.start();
   try {
+    co_await daemon.start();
     server.listen();
   } catch (const std::runtime_error& error) {
     spdlog::error("{}", error.what());
@@ -91,8 +91,9 @@ int serve(const Config& config) {
   const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
   Vm::Workers workers(std::min(4U, processors));
   asio::thread_pool attachers(2);
+  asio::thread_pool pagers(2);
   asio::io_context control(1);
-  Daemon daemon(control, workers, attachers, config, events);
+  Daemon daemon(control, {workers, pagers}, attachers, config, events);
   ControlServer server(control, config, daemon, events);
   try {
     server.lock();
@@ -120,6 +121,7 @@ int serve(const Config& config) {
   control.restart();
   control.run_for(kStopPatience);
   attachers.join();
+  pagers.join();
   workers.join();
   control.restart();
   control.run_for(kStopPatience);

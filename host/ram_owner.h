@@ -40,8 +40,8 @@ class RamOwner {
   [[nodiscard]] virtual Bytes footprint() const = 0;
   /// Size of the RAM: all backings. Constant.
   [[nodiscard]] virtual Bytes size() const = 0;
-  /// Where the fault keeper that answers this VM's refaults takes orders; empty where the kernel
-  /// answers them. Constant.
+  /// Where the fault keeper that answers this VM's refaults takes orders, those of the pager
+  /// (uffd/pager/paging_client.h) among them; empty where the kernel answers them. Constant.
   [[nodiscard]] virtual std::string keeper_socket() const { return {}; }
   /// The VM is being detached for good: when this owner ends, nothing of it may stay behind. (When
   /// only the daemon ends, what answers the guest's faults stays.)

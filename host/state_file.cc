@@ -32,6 +32,13 @@ json::object encode_vm(const SavedVm& vm) {
                         {"offset", s.offset.bytes()},
                         {"backing", s.backing}});
   }
+  json::object memory = encode(vm.memory);
+  if (vm.ceiling) {
+    memory["ceiling_bytes"] = vm.ceiling->count();
+  }
+  if (vm.share) {
+    memory["share_bytes"] = vm.share->count();
+  }
   return {{"name", vm.spec.name},
           {"pid", vm.spec.pid},
           {"start_time", vm.known.start_time},
@@ -41,6 +48,7 @@ json::object encode_vm(const SavedVm& vm) {
           {"band", vm.spec.band},
           {"target_bytes", vm.limits.target.count()},
           {"floor_bytes", vm.limits.floor.count()},
+          {"memory", std::move(memory)},
           {"backings", std::move(backings)},
           {"segments", std::move(segments)},
           {"warnings", json::value_from(vm.known.warnings)}};
@@ -67,6 +75,15 @@ SavedVm decode_vm(const json::object& object) {
   check_band(vm.spec.band).value();
   vm.known.start_time = number(object, "start_time");
   vm.limits = {Bytes(number(object, "target_bytes")), Bytes(number(object, "floor_bytes"))};
+  if (const auto* memory = object.if_contains("memory")) {  // not in the file of an older daemon
+    vm.memory = decode_memory_settings(memory->as_object());
+    if (memory->as_object().contains("ceiling_bytes")) {
+      vm.ceiling = Bytes(number(memory->as_object(), "ceiling_bytes"));
+    }
+    if (memory->as_object().contains("share_bytes")) {
+      vm.share = Bytes(number(memory->as_object(), "share_bytes"));
+    }
+  }
   for (const json::value& item : object.at("backings").as_array()) {
     const json::object& b = item.as_object();
     vm.known.backings.push_back(

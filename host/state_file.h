@@ -16,7 +16,10 @@ namespace fileballoon::host {
 struct SavedVm {
   VmSpec spec;
   KnownVm known;
-  Limits limits;
+  Limits limits;                 ///< what the guest's agent was told
+  std::optional<Bytes> ceiling;  ///< the footprint wanted by mem-set; absent: RAM less the target
+  std::optional<Bytes> share;    ///< what an arbiter gave the VM
+  MemorySettings memory;
 };
 
 struct LoadedState {

@@ -9,7 +9,9 @@
 #include <random>
 #include <utility>
 
+#include "fileballoon/arbiter.h"
 #include "host/channel_socket.h"
+#include "host/guest_stat_names.h"
 #include "host/report.h"
 
 namespace fileballoon::host {
@@ -28,47 +30,14 @@ wire::SessionId random_session_id() {
   return id != 0 ? id : 1;
 }
 
-struct StatName {
-  wire::StatKey key;
-  const char* name;
-  bool pages;  // shown in bytes
-};
-
-constexpr std::array kStatNames = {
-    StatName{wire::StatKey::resident_pages, "resident_bytes", true},
-    StatName{wire::StatKey::target_pages, "target_bytes", true},
-    StatName{wire::StatKey::floor_pages, "floor_bytes", true},
-    StatName{wire::StatKey::locked_pages, "locked_bytes", true},
-    StatName{wire::StatKey::in_flight_pages, "in_flight_bytes", true},
-    StatName{wire::StatKey::evicted_pages, "evicted_pages", false},
-    StatName{wire::StatKey::migrated_pages, "migrated_pages", false},
-    StatName{wire::StatKey::refused_pages, "refused_pages", false},
-    StatName{wire::StatKey::inflated_pages, "inflated_pages", false},
-    StatName{wire::StatKey::mem_total_bytes, "mem_total_bytes", false},
-    StatName{wire::StatKey::mem_free_bytes, "mem_free_bytes", false},
-    StatName{wire::StatKey::mem_available_bytes, "mem_available_bytes", false},
-    StatName{wire::StatKey::cached_bytes, "cached_bytes", false},
-    StatName{wire::StatKey::psi_some_avg10_centi, "psi_some_avg10_centi", false},
-    StatName{wire::StatKey::psi_full_avg10_centi, "psi_full_avg10_centi", false},
-    StatName{wire::StatKey::oom_kills, "oom_kills", false},
-    StatName{wire::StatKey::growth_reason, "growth_reason", false},
-    StatName{wire::StatKey::cache_mode, "cache_mode", false},
-    StatName{wire::StatKey::cache_method, "cache_method", false},
-    StatName{wire::StatKey::cache_evicted_pages, "cache_evicted_pages", false},
-    StatName{wire::StatKey::cache_purged_pages, "cache_purged_pages", false},
-    StatName{wire::StatKey::cache_pauses, "cache_pauses", false},
-    StatName{wire::StatKey::epoch, "epoch", false},
-    StatName{wire::StatKey::deflate_mode, "deflate_mode", false},
-};
-
 }  // namespace
 
-Vm::Vm(asio::io_context& control, Workers& workers, EventLog& events, Attachment attachment,
-       Limits limits, Options options)
+Vm::Vm(asio::io_context& control, Pools pools, EventLog& events, Attachment attachment,
+       const Wanted& wanted, Options options)
     : control_(control),
-      worker_(asio::make_strand(workers)),
+      worker_(asio::make_strand(pools.discards)),
       events_(events),
-      options_(options),
+      options_(std::move(options)),
       spec_(std::move(attachment.spec)),
       known_(std::move(attachment.known)),
       vmm_(std::move(attachment.vmm)),
@@ -78,17 +47,40 @@ Vm::Vm(asio::io_context& control, Workers& workers, EventLog& events, Attachment
       first_channel_(std::move(attachment.channel)),
       pidfd_(control, attachment.pidfd.release()),
       session_(random_session_id, *layout_, *this),
-      limits_(limits),
+      balloon_({[this]() -> std::optional<Bytes> {
+                  const auto pages = guest_stats_.find(wire::StatKey::resident_pages);
+                  return session_.is_established() && pages != guest_stats_.end()
+                             ? std::optional(Bytes::pages(pages->second))
+                             : std::nullopt;
+                },
+                [this](const Limits&) { send_limits(); }},
+               wanted.limits),
+      steer_timer_(control),
       deflation_(std::make_shared<VmDeflation>(control, events, spec_.name, ram_size_,
                                                ram_->keeper_socket())),
       changed_(control.get_executor()) {
-  session_.set_limits({limits_, epoch_});
+  const std::string socket = ram_->keeper_socket();
+  if (!socket.empty() && wanted.settings.store.has_store()) {
+    pager_ = std::make_shared<VmPager>(
+        control, pools.pagers, events, spec_.name, socket,
+        paging_options(wanted.settings.store, spec_.name, options_.budget_dir));
+  }
+  policy_ = std::make_unique<PolicyRunner>(spec_.name, ram_size_, events_, balloon_, pager_.get());
+  const Bytes ceiling = wanted.ceiling.value_or(ram_size_ - wanted.limits.target);
+  if (const Result<void> restored = policy_->restore(wanted.settings, ceiling); !restored) {
+    events_.publish(Severity::warning, "settings-refused", spec_.name, restored.error().message);
+  }
+  if (wanted.share) {
+    policy_->set_share(*wanted.share, false);
+  }
+  send_limits();
 }
 
 Vm::~Vm() = default;
 
-void Vm::start(std::function<void()> on_gone) {
+void Vm::start(std::function<void()> on_gone, std::function<void()> on_deflate) {
   on_gone_ = std::move(on_gone);
+  on_deflate_ = std::move(on_deflate);
   LocalSocket socket(control_, asio::local::stream_protocol(), first_channel_.release());
   asio::co_spawn(
       control_,
@@ -99,6 +91,11 @@ void Vm::start(std::function<void()> on_gone) {
   asio::co_spawn(
       control_, [self = shared_from_this()] { return self->watch_vmm(); }, asio::detached);
   deflation_->start();
+  if (pager_) {
+    pager_->start();
+  }
+  asio::co_spawn(
+      control_, [self = shared_from_this()] { return self->keep_steering(); }, asio::detached);
 }
 
 asio::awaitable<void> Vm::keep_channel(LocalSocket first) {
@@ -171,6 +168,13 @@ void Vm::release_ram() {
 void Vm::abandon() {
   stopping_ = true;
   deflation_->stop();
+  if (pager_) {
+    pager_->stop();
+  }
+  if (external_) {
+    external_->stop();
+  }
+  steer_timer_.cancel();
   release_ram();
   error_code ignored;
   pidfd_.close(ignored);
@@ -185,6 +189,10 @@ asio::awaitable<void> Vm::detach() {
   stopping_ = true;
   deflation_->stop();
   on_gone_ = nullptr;
+  if (pager_) {
+    pager_->stop();
+  }
+  steer_timer_.cancel();
   error_code ignored;
   pidfd_.close(ignored);
   asio::steady_timer patience(control_, std::chrono::seconds(1));
@@ -218,17 +226,22 @@ asio::awaitable<void> Vm::detach() {
 
 Bytes Vm::footprint() const { return ram_ ? ram_->footprint() : Bytes(0); }
 
-void Vm::set_limits(const Limits& limits) {
-  limits_ = limits;
-  session_.set_limits({limits_, epoch_});
+/// Takes effect at once where a session stands, else when one does.
+void Vm::send_limits() {
+  session_.set_limits({balloon_.limits(), epoch_});
   if (channel_) {
     channel_->notify();
   }
 }
 
+void Vm::set_floor(Bytes floor) {
+  balloon_.set_floor(floor.page_floor());
+  steer();
+}
+
 std::uint64_t Vm::advance_epoch() {
   ++epoch_;
-  set_limits(limits_);
+  send_limits();
   return epoch_;
 }
 
@@ -245,6 +258,115 @@ bool Vm::purge(Bytes amount) {
     channel_->notify();
   }
   return sent;
+}
+
+// ------------------------------------------------------------------------------------ memory
+// policy
+
+void Vm::steer() {
+  if (stopping_ || leaving_ || !ram_) {
+    return;
+  }
+  appoint_actor();
+  PolicyRunner::Look look;
+  look.footprint = ram_->footprint();
+  look.evicted_pages = guest_stat(wire::StatKey::evicted_pages);
+  look.guest_free = Bytes(guest_stat(wire::StatKey::mem_free_bytes));
+  if (pager_) {
+    look.pager_problem = pager_->problem();
+  }
+  policy_->step(look, Clock::now());
+  if (external_) {
+    external_->set_footprint(look.footprint);
+    const Bytes wanted = policy_->wanted();
+    external_->set_target(
+        {wanted < ram_size_ ? std::optional(wanted) : std::nullopt, policy_->settings().minimum});
+  }
+  look_for_deflation(look.footprint);
+}
+
+std::uint64_t Vm::guest_stat(wire::StatKey key) const {
+  const auto found = guest_stats_.find(key);
+  return found == guest_stats_.end() ? 0 : found->second;
+}
+
+Vm::Numbers Vm::numbers() const {
+  Numbers numbers;
+  numbers.footprint = footprint();
+  if (guest_stats_.contains(wire::StatKey::mem_available_bytes)) {
+    numbers.available = Bytes(guest_stat(wire::StatKey::mem_available_bytes));
+    numbers.age = Clock::now() - *guest_stats_at_;
+  }
+  numbers.evicted = guest_stat(wire::StatKey::evicted_pages);
+  numbers.resident = Bytes::pages(guest_stat(wire::StatKey::resident_pages));
+  numbers.paged_in = pager_ ? pager_->paged_in() : Bytes(0);
+  return numbers;
+}
+
+/// A fast deflate is the guest's pressure signal: whoever divides the host hears of it at once.
+void Vm::look_for_deflation(Bytes footprint) {
+  const std::uint64_t evicted = guest_stat(wire::StatKey::evicted_pages);
+  const Bytes taken = Bytes::pages(evicted > seen_evicted_ ? evicted - seen_evicted_ : 0);
+  const Bytes grown = balloon_.withheld() > Bytes(0) ? footprint - seen_footprint_ : Bytes(0);
+  const Bytes fast =
+      std::max(Arbiter::kFastDeflateLeast, Bytes(ram_size_.count() / Arbiter::kFastDeflatePart));
+  const bool is_first = seen_footprint_ == Bytes(0);
+  seen_evicted_ = evicted;
+  seen_footprint_ = footprint;
+  if (!is_first && on_deflate_ && std::max(taken, grown) >= fast) {
+    on_deflate_();
+  }
+}
+
+/// Starts or ends an external actor as the settings say.
+void Vm::appoint_actor() {
+  const ActorName& actor = policy_->settings().actor;
+  const bool is_wanted = actor.kind == ActorName::Kind::external;
+  if (external_ && (!is_wanted || external_->path() != actor.name)) {
+    external_->stop();
+    external_.reset();
+  }
+  if (is_wanted && !external_) {
+    external_ = std::make_shared<ExternalActor>(control_, events_, spec_.name, ram_size_,
+                                                actor.name, options_.control_socket);
+    external_->start();
+  }
+}
+
+asio::awaitable<void> Vm::keep_steering() {
+  while (!stopping_) {
+    steer();
+    steer_timer_.expires_after(kPolicyInterval);
+    error_code ignored;
+    co_await steer_timer_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  }
+}
+
+asio::awaitable<Result<void>> Vm::bring_back() {
+  const auto self = shared_from_this();
+  leaving_ = true;
+  if (external_) {
+    external_->stop();
+    external_.reset();
+  }
+  if (!pager_) {
+    co_return Result<void>();
+  }
+  const Result<Pager::Progress> back = co_await pager_->bring_back();
+  if (!back) {
+    leaving_ = false;
+    co_return Error{
+        fmt::format("the paged-out frames of '{}' cannot be brought back ({}); it stays "
+                    "attached, since they would be lost",
+                    spec_.name, back.error().message)};
+  }
+  if (back->lost > 0) {
+    events_.publish(Severity::error, "pages-lost", spec_.name,
+                    fmt::format("{} pages could not be read back from the store; the guest is told "
+                                "of a memory error where it touches one",
+                                back->lost));
+  }
+  co_return Result<void>();
 }
 
 // ------------------------------------------------------------------------- GuestSession::Delegate
@@ -335,7 +457,7 @@ void Vm::on_stats(const wire::Stats& stats) {
     }
   }
   if (const auto resident = stats.find(wire::StatKey::resident_pages)) {
-    deflation_->guest_holds(*resident, limits_.target.whole_pages());
+    deflation_->guest_holds(*resident, limits().target.whole_pages());
   }
   guest_stats_at_ = Clock::now();
   if (ram_) {
@@ -346,74 +468,8 @@ void Vm::on_stats(const wire::Stats& stats) {
 void Vm::on_deflated(const wire::Deflated& deflated) {
   counters_.deflated += total_frames(deflated.ranges);
   guest_stats_[wire::StatKey::resident_pages] = deflated.resident.whole_pages();
-  deflation_->guest_holds(deflated.resident.whole_pages(), limits_.target.whole_pages());
+  deflation_->guest_holds(deflated.resident.whole_pages(), limits().target.whole_pages());
   guest_stats_at_ = Clock::now();
-}
-
-// -------------------------------------------------------------------------------------- reporting
-
-std::string Vm::state() const {
-  if (!channel_) {
-    return "no channel";
-  }
-  return session_.is_established() ? "connected" : "waiting for the guest";
-}
-
-boost::json::object Vm::summary() const {
-  const Bytes now = footprint();
-  boost::json::object object{{"name", spec_.name},
-                             {"pid", spec_.pid},
-                             {"vmm", vmm_},
-                             {"state", state()},
-                             {"refault", to_string(spec_.refault)},
-                             {"band", spec_.band},
-                             {"ram_bytes", ram_size_.count()},
-                             {"wanted_footprint_bytes", (ram_size_ - limits_.target).count()},
-                             {"target_bytes", limits_.target.count()},
-                             {"floor_bytes", limits_.floor.count()},
-                             {"footprint_bytes", now.count()},
-                             {"absent_bytes", (ram_size_ - now).count()}};
-  const auto resident = guest_stats_.find(wire::StatKey::resident_pages);
-  object["guest_resident_bytes"] = resident == guest_stats_.end()
-                                       ? boost::json::value(nullptr)
-                                       : boost::json::value(Bytes::pages(resident->second).count());
-  return object;
-}
-
-boost::json::value Vm::guest_numbers() const {
-  if (!guest_stats_at_) {
-    return nullptr;
-  }
-  boost::json::object guest;
-  for (const StatName& stat : kStatNames) {
-    if (const auto found = guest_stats_.find(stat.key); found != guest_stats_.end()) {
-      guest[stat.name] = stat.pages ? Bytes::pages(found->second).count() : found->second;
-    }
-  }
-  guest["age_s"] = std::chrono::duration<double>(Clock::now() - *guest_stats_at_).count();
-  return guest;
-}
-
-boost::json::object Vm::stats() const {
-  boost::json::object object = summary();
-  object.erase("guest_resident_bytes");
-  object["channel"] = boost::json::object{{"socket", spec_.channel},
-                                          {"established", session_.is_established()},
-                                          {"last_error", no_channel_because_}};
-  object["guest"] = guest_numbers();
-  object["deflation"] = deflation_->report();
-  object["counters"] = boost::json::object{
-      {"reports", counters_.reports},          {"frames_discarded", counters_.discarded},
-      {"frames_not_zero", counters_.not_zero}, {"frames_refused", counters_.refused},
-      {"frames_failed", counters_.failed},     {"reports_cancelled", counters_.cancelled_reports},
-      {"frames_deflated", counters_.deflated}, {"frames_backed", counters_.backed},
-      {"sessions", counters_.sessions},        {"sessions_failed", counters_.failed_sessions}};
-  boost::json::array warnings;
-  for (const std::string& warning : known_.warnings) {
-    warnings.emplace_back(warning);
-  }
-  object["warnings"] = std::move(warnings);
-  return object;
 }
 
 }  // namespace fileballoon::host

@@ -1,7 +1,7 @@
-// Vm: one managed guest. Owns its RAM, its session and its limits, keeps its channel connected for
-// as long as the VMM lives, executes reports on worker threads (one at a time and in order per VM,
-// a strand), and counts what became of them. All methods on the control thread; nothing here waits
-// for a discard.
+// Vm: one managed guest. Owns its RAM, its session and its memory policy with the actors that carry
+// it out, keeps its channel connected for as long as the VMM lives, executes reports on worker
+// threads (one at a time and in order per VM, a strand), and counts what became of them. All
+// methods on the control thread; nothing here waits for a discard or for a keeper.
 #pragma once
 
 #include <array>
@@ -17,10 +17,14 @@
 
 #include "host/asio.h"
 #include "host/attachment.h"
+#include "host/balloon_actor.h"
 #include "host/channel.h"
 #include "host/event_log.h"
+#include "host/external_actor.h"
 #include "host/guest_session.h"
+#include "host/policy_runner.h"
 #include "host/vm_deflation.h"
+#include "host/vm_pager.h"
 
 namespace fileballoon::host {
 
@@ -45,15 +49,44 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
 
   struct Options {
     std::chrono::milliseconds write_timeout{10'000};
+    std::string budget_dir;      ///< where the day's writes to stores are remembered
+    std::string control_socket;  ///< for external actors
+  };
+  /// Threads for what blocks.
+  struct Pools {
+    Workers& discards;
+    asio::thread_pool& pagers;
+  };
+  /// What is wanted of the VM's memory.
+  struct Wanted {
+    Limits limits;                 ///< what the agent was told last; floor: the operator's
+    std::optional<Bytes> ceiling;  ///< mem-set; absent: RAM less the target of `limits`
+    std::optional<Bytes> share;    ///< what an arbiter gave the VM
+    MemorySettings settings;
+  };
+  /// What is known of the VM at this moment, for an arbiter.
+  struct Numbers {
+    Bytes footprint;
+    std::optional<Bytes> available;  ///< the guest's MemAvailable
+    std::chrono::nanoseconds age{};  ///< of what the guest said
+    std::uint64_t evicted = 0;       ///< balloon pages that the guest's reclaim took
+    Bytes resident;
+    Bytes paged_in;
   };
 
-  Vm(asio::io_context& control, Workers& workers, EventLog& events, Attachment attachment,
-     Limits limits, Options options);
+  /// How often the policy looks at what is measured.
+  static constexpr std::chrono::milliseconds kPolicyInterval{250};
+
+  /// All but `attachment`, `wanted` and `options` outlive this. What of `wanted` does not fit the
+  /// VM is left at its default and told in an event.
+  Vm(asio::io_context& control, Pools pools, EventLog& events, Attachment attachment,
+     const Wanted& wanted, Options options);
   ~Vm() override;
 
-  /// Starts the channel and the watch over the VMM; `on_gone` is called once if the VMM exits. The
-  /// Vm keeps itself alive until it has stopped.
-  void start(std::function<void()> on_gone);
+  /// Starts the channel, the policy and the watch over the VMM; `on_gone` is called once if the VMM
+  /// exits, `on_deflate` whenever the guest takes memory back fast. The Vm keeps itself alive until
+  /// it has stopped.
+  void start(std::function<void()> on_gone, std::function<void()> on_deflate);
   /// Takes leave of the guest (ERROR "detached"), waits for work that runs, frees everything.
   [[nodiscard]] asio::awaitable<void> detach();
   /// Ends everything without a word to the guest: the daemon goes, and will be back.
@@ -62,15 +95,31 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   [[nodiscard]] const VmSpec& spec() const { return spec_; }
   [[nodiscard]] const KnownVm& known() const { return known_; }
   [[nodiscard]] const std::vector<std::string>& warnings() const { return known_.warnings; }
-  [[nodiscard]] const Limits& limits() const { return limits_; }
+  /// What the guest's agent is told now.
+  [[nodiscard]] const Limits& limits() const { return balloon_.limits(); }
+  /// Target, policy and promise of this VM's memory. After a change of them: steer().
+  [[nodiscard]] PolicyRunner& policy() { return *policy_; }
+  [[nodiscard]] const PolicyRunner& policy() const { return *policy_; }
+  [[nodiscard]] Bytes floor() const { return balloon_.floor(); }
+  /// The program in charge; null where the daemon is.
+  [[nodiscard]] const std::shared_ptr<ExternalActor>& external() const { return external_; }
+  void set_band(int band) { spec_.band = band; }
+  void set_floor(Bytes floor);
+  /// Judges what is measured and carries out what follows, now.
+  void steer();
+  /// The policy ends, and all that is paged out comes back. The error says that it cannot, and the
+  /// VM stays as it is.
+  [[nodiscard]] asio::awaitable<Result<void>> bring_back();
+  [[nodiscard]] Numbers numbers() const;
+  /// Whether the VM has a store for paged-out frames.
+  [[nodiscard]] bool has_pager() const { return pager_ != nullptr; }
+  [[nodiscard]] bool is_leaving() const { return leaving_; }
   [[nodiscard]] const VmCounters& counters() const { return counters_; }
   [[nodiscard]] Bytes ram_size() const { return ram_size_; }
   /// What the guest takes back from its balloon: total since attach, rate, whether it is fast.
   [[nodiscard]] const DeflationMeter& deflation() const { return deflation_->meter(); }
   /// Allocated blocks, now.
   [[nodiscard]] Bytes footprint() const;
-  /// Takes effect at once where a session stands, else when one does.
-  void set_limits(const Limits& limits);
   /// Moves the guest's epoch forward: what its page cache has not used since the last time may go.
   /// Returns the new epoch.
   std::uint64_t advance_epoch();
@@ -98,6 +147,11 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
 
   [[nodiscard]] asio::awaitable<void> keep_channel(LocalSocket first);
   [[nodiscard]] asio::awaitable<void> watch_vmm();
+  [[nodiscard]] asio::awaitable<void> keep_steering();
+  void send_limits();
+  void appoint_actor();
+  void look_for_deflation(Bytes footprint);
+  [[nodiscard]] std::uint64_t guest_stat(wire::StatKey key) const;
   void finish_report(GuestSession::Batch batch,
                      std::optional<std::vector<wire::RangeOutcome>> outcomes);
   void release_ram();
@@ -118,8 +172,16 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   GuestSession session_;
   std::shared_ptr<Channel> channel_;
   std::function<void()> on_gone_;
+  std::function<void()> on_deflate_;
 
-  Limits limits_;
+  BalloonActor balloon_;
+  std::shared_ptr<VmPager> pager_;        // null where frames cannot be paged out
+  std::unique_ptr<PolicyRunner> policy_;  // refers to both
+  std::shared_ptr<ExternalActor> external_;
+  asio::steady_timer steer_timer_;
+  bool leaving_ = false;
+  Bytes seen_footprint_;            // by the last look for deflation
+  std::uint64_t seen_evicted_ = 0;  // likewise
   std::uint64_t epoch_ = 0;
   VmCounters counters_;
   std::map<wire::StatKey, std::uint64_t> guest_stats_;

@@ -28,4 +28,11 @@ Result<void> check_band(std::int64_t band) {
   return {};
 }
 
+Result<void> check_weight(std::int64_t weight) {
+  if (weight < 0 || weight > static_cast<std::int64_t>(kMaxWeight)) {
+    return Error{fmt::format("bad weight {}: weights go from 0 to {}", weight, kMaxWeight)};
+  }
+  return {};
+}
+
 }  // namespace fileballoon::host

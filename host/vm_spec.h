@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "host/memory_settings.h"
 #include "host/ram_owner.h"
 
 namespace fileballoon::host {
@@ -19,11 +20,12 @@ struct VmSpec {
   int band = 0;  ///< 0 is the highest
 };
 
-inline constexpr int kMaxBand = 15;
+inline constexpr int kMaxBand = static_cast<int>(kBands) - 1;
 inline constexpr std::size_t kMaxVmName = 64;
 
 /// A name is 1 to 64 letters, digits, '.', '_', '-', and does not start with '-' or '.'.
 [[nodiscard]] Result<void> check_vm_name(std::string_view name);
 [[nodiscard]] Result<void> check_band(std::int64_t band);
+[[nodiscard]] Result<void> check_weight(std::int64_t weight);
 
 }  // namespace fileballoon::host

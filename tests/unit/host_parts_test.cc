@@ -108,6 +108,14 @@ class StateFiles : public ::testing::Test {
   static SavedVm vm() {
     SavedVm saved;
     saved.spec = {"web", 42, "/c", "/q", RefaultMode::kernel, 3};
+    saved.ceiling = Bytes::gib(3);
+    saved.memory.policy = MemoryPolicy::page_then_balloon;
+    saved.memory.timeout = std::chrono::milliseconds(1500);
+    saved.memory.actor = {ActorName::Kind::external, "/usr/bin/pager"};
+    saved.memory.minimum = Bytes::mib(64);
+    saved.memory.weight = 7;
+    saved.memory.store = {Bytes::mib(32), Compression::zstd, "/var/spill", Bytes::mib(512),
+                          Bytes::gib(1)};
     saved.known.start_time = 777;
     saved.known.backings = {{1, 2, Bytes::gib(4)}};
     saved.known.segments = {{{GuestFrame(0), 160}, HostOffset(0), 0},
@@ -135,6 +143,8 @@ TEST_F(StateFiles, WhatWasSavedIsLoaded) {
   EXPECT_EQ(loaded.known.segments, vm().known.segments);
   EXPECT_EQ(loaded.known.warnings, vm().known.warnings);
   EXPECT_EQ(loaded.limits, vm().limits);
+  EXPECT_EQ(loaded.ceiling, vm().ceiling);
+  EXPECT_EQ(loaded.memory, vm().memory);
 }
 
 TEST_F(StateFiles, ACorruptFileIsSetAsideAndNamed) {

@@ -209,6 +209,29 @@ Pager::Progress Pager::page_in_all(const std::function<bool(const Progress&)>& p
   return state;
 }
 
+std::uint64_t Pager::page_in_some(std::uint64_t pages) {
+  const std::uint64_t piece = RangeLocks::kPiece.whole_pages();
+  std::vector<std::uint64_t> pieces;  // of each object
+  std::uint64_t all = 0;
+  for (std::uint32_t object = 0; object < ages_.size(); ++object) {
+    pieces.push_back((ram_.frames(object).pages() + piece - 1) / piece);
+    all += pieces.back();
+  }
+  Progress state;
+  for (std::uint64_t seen = 0; seen < all && state.done < pages; ++seen) {
+    next_piece_ %= all;
+    std::uint64_t index = next_piece_++;
+    std::uint32_t object = 0;
+    while (index >= pieces[object]) {
+      index -= pieces[object++];
+    }
+    const std::uint64_t first = index * piece;
+    const std::uint64_t count = std::min(piece, ram_.frames(object).pages() - first);
+    page_in_piece(object, {HostOffset(first * kPageSize), Bytes::pages(count)}, state);
+  }
+  return state.done;
+}
+
 void Pager::page_in_piece(std::uint32_t object, HostRange piece, Progress& progress) {
   const std::uint64_t first = piece.start.bytes() / kPageSize;
   const std::uint64_t end = first + piece.pages();

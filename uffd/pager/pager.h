@@ -72,6 +72,9 @@ class Pager final : public PageSource, public SlotOwner {
   /// Brings every page back, telling `progress` after each 2 MiB; false from it stops early. The
   /// guest runs on meanwhile. Must not run beside a PageWriter. Control thread.
   Progress page_in_all(const std::function<bool(const Progress&)>& progress);
+  /// Brings about `pages` back, up to 2 MiB more, going on where the last call ended; a round over
+  /// all memory at most. Returns how many it brought. For the thread of the PageWriter.
+  std::uint64_t page_in_some(std::uint64_t pages);
 
   [[nodiscard]] PagerStats stats() const;
   [[nodiscard]] PagerEvents& events() { return events_; }
@@ -107,6 +110,7 @@ class Pager final : public PageSource, public SlotOwner {
   std::vector<std::unique_ptr<AgeMap>> ages_;
   Counters counters_;
   PagerEvents events_;
+  std::uint64_t next_piece_ = 0;  // of page_in_some(), over all objects
 };
 
 }  // namespace fileballoon

@@ -43,6 +43,8 @@ std::string_view to_string(PagerService::State state) {
       return "paging out";
     case PagerService::State::giving_way:
       return "giving way to faults";
+    case PagerService::State::paging_in:
+      return "paging in";
     case PagerService::State::stopped:
       return "stopped";
     case PagerService::State::detached:
@@ -77,6 +79,8 @@ PagerService::~PagerService() {
 void PagerService::set_goal(Bytes footprint) {
   const std::lock_guard guard(mutex_);
   goal_ = footprint;
+  interrupt_ = interrupt_ || limit_.has_value();
+  limit_.reset();
   wake_.notify_all();
 }
 
@@ -106,6 +110,15 @@ void PagerService::enforce_ceiling(State state) {
 void PagerService::clear_goal() {
   const std::lock_guard guard(mutex_);
   goal_.reset();
+  limit_.reset();
+  interrupt_ = true;
+  wake_.notify_all();
+}
+
+void PagerService::set_limit(Bytes paged) {
+  const std::lock_guard guard(mutex_);
+  goal_.reset();
+  limit_ = paged;
   interrupt_ = true;
   wake_.notify_all();
 }
@@ -171,6 +184,7 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
   interrupt_ = false;
   std::optional<Bytes> goal = goal_;
   const std::optional<Bytes> ceiling = ceiling_;
+  const std::optional<Bytes> limit = limit_;
   State state = state_;
   const auto now = Clock::now();
   lock.unlock();
@@ -188,7 +202,9 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
     goal = goal ? std::min(*goal, below) : below;
     faults_are_held = pager_.ram().fill_limit().take_waiting();
   }
-  if (!goal || taken <= *goal) {
+  if (limit && Bytes::pages(pager_.stats().paged_pages) > *limit) {
+    state = page_in(*limit);
+  } else if (!goal || taken <= *goal) {
     state = State::idle;
   } else if (state == State::stopped && now < retry_at_) {
     // left alone for a while
@@ -290,6 +306,27 @@ PagerService::State PagerService::page_out(Bytes excess, unsigned min_age, Zeros
     }
   }
   return wanted == 0 ? State::idle : State::looking;
+}
+
+PagerService::State PagerService::page_in(Bytes limit) {
+  {
+    const std::lock_guard guard(mutex_);
+    state_ = State::paging_in;
+  }
+  while (!interrupt_) {
+    const Bytes paged = Bytes::pages(pager_.stats().paged_pages);
+    if (paged <= limit) {
+      return State::idle;
+    }
+    yield_to_faults();
+    // A piece at a time, so that a new order is heard; nothing at all means that the host has no
+    // memory for it, and the next step tries again.
+    if (pager_.page_in_some(
+            std::min((paged - limit).whole_pages(), RangeLocks::kPiece.whole_pages())) == 0) {
+      break;
+    }
+  }
+  return State::paging_in;
 }
 
 void PagerService::yield_to_faults() {

@@ -34,6 +34,7 @@ class PagerService {
     looking,     ///< waiting to see which pages are cold
     paging_out,  ///< at work
     giving_way,  ///< what was paged out comes back as fast: pausing for an interval
+    paging_in,   ///< more is in the store than may be: bringing it back
     stopped,     ///< the store takes no more; see stop_reason
     detached,    ///< page_in_all() has run, or the VM is gone
   };
@@ -55,14 +56,17 @@ class PagerService {
   /// Stops paging out; what is in the store stays there.
   ~PagerService();
 
-  /// Pages out while the VM's RAM takes more than `footprint`. Never pages in: faults do.
+  /// Pages out while the VM's RAM takes more than `footprint`. Replaces a limit.
   void set_goal(Bytes footprint);
+  /// Pages out no more; what is paged out stays until it is touched.
   void clear_goal();
   /// The most that the VM's RAM may take, at every moment (FillLimit): page-out begins a reserve
   /// below it, and where the guest is faster, its faults wait until there is room; then even pages
   /// that were used lately go, least lately first. A store that takes no more opens the ceiling
   /// until it does, with the event of a stopped page-out. Nothing: no ceiling. Beside the goal.
   void set_ceiling(std::optional<Bytes> most);
+  /// Pages out no more, and brings back what lies in the store beyond `paged`.
+  void set_limit(Bytes paged);
 
   /// Stops paging out for good and brings everything back; blocks. See Pager::page_in_all().
   Pager::Progress detach(const std::function<bool(const Pager::Progress&)>& progress);
@@ -77,6 +81,7 @@ class PagerService {
   [[nodiscard]] State make_room(Bytes excess);
   void enforce_ceiling(State state);
   [[nodiscard]] static Bytes reserve_of(Bytes ceiling);
+  [[nodiscard]] State page_in(Bytes limit);
   /// Writes `batch_`; false if page-out has to stop, and `wanted` less what went.
   [[nodiscard]] bool write_batch(std::uint64_t& wanted);
   void yield_to_faults();
@@ -99,6 +104,7 @@ class PagerService {
   bool quit_ = false;
   std::optional<Bytes> goal_;
   std::optional<Bytes> ceiling_;
+  std::optional<Bytes> limit_;
   State state_ = State::idle;
   StoreStatus stop_reason_ = StoreStatus::ok;
   // The thread's own.

@@ -5,6 +5,12 @@
 #include "uffd/pager/tier_store.h"
 
 namespace fileballoon {
+namespace {
+
+// Pause between two attempts to bring everything back to a host that has no memory for it.
+constexpr std::chrono::milliseconds kDetachRetry{200};
+
+}  // namespace
 
 Result<std::unique_ptr<PageStore>> make_store(const PagingOptions& options, Bytes ram,
                                               std::shared_ptr<WriteBudget>& budget) {
@@ -83,13 +89,24 @@ void Paging::begin_detach() {
   }
   detach_.started = true;
   detacher_ = std::thread([this] {
-    const Pager::Progress end = service_->detach([this](const Pager::Progress& progress) {
+    const auto tell = [this](const Pager::Progress& progress) {
       const std::lock_guard lock(mutex_);
       detach_.progress = progress;
       return !give_up_;
-    });
+    };
+    Pager::Progress end = service_->detach(tell);
+    // A host without memory for it leaves pages in the store. Who waits for the end may take the
+    // store away, so it has not come before they are all back, or known to be lost.
+    Pager::Progress before;
+    while (!give_up_ && pager_->stats().paged_pages > end.lost) {
+      std::this_thread::sleep_for(kDetachRetry);
+      before.done += end.done - end.lost;
+      end = pager_->page_in_all([&](const Pager::Progress& progress) {
+        return tell({before.done + progress.done, before.done + progress.total, progress.lost});
+      });
+    }
     const std::lock_guard lock(mutex_);
-    detach_.progress = end;
+    detach_.progress = {before.done + end.done, before.done + end.total, end.lost};
     detach_.finished = true;
   });
 }

@@ -43,6 +43,7 @@ class Paging {
   void set_goal(Bytes footprint) { service_->set_goal(footprint); }
   void clear_goal() { service_->clear_goal(); }
   void set_ceiling(std::optional<Bytes> most) { service_->set_ceiling(most); }
+  void set_limit(Bytes paged) { service_->set_limit(paged); }
   [[nodiscard]] PagerService::Status status() const { return service_->status(); }
 
   /// Starts to bring everything back in a thread of its own; at once if that has been started

@@ -107,6 +107,13 @@ Result<void> PagingClient::set_ceiling(std::optional<Bytes> most) {
   return command(request);
 }
 
+Result<void> PagingClient::set_limit(Bytes paged) {
+  PagingRequest request;
+  request.verb = PagingVerb::set_limit;
+  request.goal = paged.count();
+  return command(request);
+}
+
 Result<PagingClient::Status> PagingClient::status() {
   const auto got = ask(PagingRequest{});
   if (!got) {
@@ -151,11 +158,15 @@ Result<PagingClient::Status> PagingClient::status() {
   return status;
 }
 
-Result<Pager::Progress> PagingClient::page_in_all(
-    const std::function<void(const Pager::Progress&)>& progress) {
+Result<void> PagingClient::begin_page_in() {
   PagingRequest request;
   request.verb = PagingVerb::page_in;
-  if (const auto begun = command(request); begun.has_error()) {
+  return command(request);
+}
+
+Result<Pager::Progress> PagingClient::page_in_all(
+    const std::function<void(const Pager::Progress&)>& progress) {
+  if (const auto begun = begin_page_in(); begun.has_error()) {
     return begun.error();
   }
   for (;;) {

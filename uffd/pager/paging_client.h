@@ -34,7 +34,11 @@ class PagingClient {
   [[nodiscard]] Result<void> clear_goal();
   /// The most that the VM's RAM may take at every moment; nothing: no ceiling. See PagerService.
   [[nodiscard]] Result<void> set_ceiling(std::optional<Bytes> most);
+  /// Pages out no more, and brings back what lies in the store beyond `paged`.
+  [[nodiscard]] Result<void> set_limit(Bytes paged);
   [[nodiscard]] Result<Status> status();
+  /// Starts to bring everything back; status() tells how far that is.
+  [[nodiscard]] Result<void> begin_page_in();
   /// Brings everything back and waits, telling `progress` about every tenth of a second.
   [[nodiscard]] Result<Pager::Progress> page_in_all(
       const std::function<void(const Pager::Progress&)>& progress);

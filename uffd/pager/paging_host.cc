@@ -53,6 +53,8 @@ void PagingHost::answer(const PagingRequest& request, PagingReply& reply) {
   } else if (request.verb == PagingVerb::set_ceiling) {
     paging_->set_ceiling(request.goal == kNoCeiling ? std::nullopt
                                                     : std::optional(Bytes(request.goal)));
+  } else if (request.verb == PagingVerb::set_limit) {
+    paging_->set_limit(Bytes(request.goal));
   } else if (request.verb == PagingVerb::page_in) {
     paging_->begin_detach();
   } else {

@@ -24,6 +24,7 @@ enum class PagingVerb : std::uint32_t {
   clear_goal = 3,  ///< page out no more
   status = 4,
   page_in = 5,      ///< bring everything back; status tells how far it is
+  set_limit = 6,    ///< page out no more, and bring back what lies in the store beyond `goal`
   set_ceiling = 7,  ///< let faults wait where the VM's RAM takes `goal`; kNoCeiling: never
 };
 

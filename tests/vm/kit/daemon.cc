@@ -79,12 +79,17 @@ CommandResult Daemon::ctl(std::vector<std::string> words) {
   return run_command(argv);
 }
 
-void Daemon::attach(const std::string& name, const Vm& vm, const std::string& refault) {
-  call("attach", {{"name", name},
-                  {"pid", vm.pid()},
-                  {"channel", vm.channel_socket()},
-                  {"qmp", vm.daemon_qmp_socket()},
-                  {"refault", refault}});
+void Daemon::attach(const std::string& name, const Vm& vm, const std::string& refault,
+                    const Object& more) {
+  Object params{{"name", name},
+                {"pid", vm.pid()},
+                {"channel", vm.channel_socket()},
+                {"qmp", vm.daemon_qmp_socket()},
+                {"refault", refault}};
+  for (const auto& [key, value] : more) {
+    params[key] = value;
+  }
+  call("attach", std::move(params));
 }
 
 void Daemon::set_target(const std::string& name, Bytes target) {

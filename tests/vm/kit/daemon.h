@@ -38,7 +38,9 @@ class Daemon {
   CommandResult ctl(std::vector<std::string> words);
 
   /// Attaches a VM of the kit by its channel and the daemon's monitor.
-  void attach(const std::string& name, const Vm& vm, const std::string& refault = "kernel");
+  /// `more`: further parameters.
+  void attach(const std::string& name, const Vm& vm, const std::string& refault = "kernel",
+              const Object& more = {});
   /// Sets the balloon's target: the footprint asked for is RAM minus that.
   void set_target(const std::string& name, Bytes target);
   void set_floor(const std::string& name, Bytes floor);
