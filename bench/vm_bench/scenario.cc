@@ -5,10 +5,9 @@
 namespace fileballoon::bench {
 
 const std::vector<Scenario*>& scenarios() {
-  static const std::vector<Scenario*> all{&inflate_scenario(), &pressure_scenario(),
-                                          &tracking_scenario(), &build_scenario(),
-                                          &interference_scenario(), &rest_scenario(),
-                                          &overcommit_scenario()};
+  static const std::vector<Scenario*> all{
+      &inflate_scenario(),      &pressure_scenario(), &tracking_scenario(),  &build_scenario(),
+      &interference_scenario(), &rest_scenario(),     &overcommit_scenario()};
   return all;
 }
 
