@@ -15,6 +15,8 @@ constexpr std::size_t kColumns = 3;
 constexpr int kPanelWidth = 420;
 constexpr int kPanelHeight = 260;
 constexpr int kTitleHeight = 40;
+/// MiB above the highest value, for the key.
+constexpr double kKeyRoom = 150;
 
 // Titles are text, not gnuplot's markup; the quotes here are single ones.
 std::string quoted(const std::string& text) {
@@ -45,13 +47,16 @@ void write_panels(std::ostream& out, const std::vector<Panel>& panels) {
   }
   // The same axes everywhere: panels are there to be compared.
   out << "set xrange [0:" << std::ceil(longest / 10) * 10
-      << "]\nset yrange [0:" << std::ceil(highest / 200) * 200
+      << "]\nset yrange [0:" << std::ceil((highest + kKeyRoom) / 200) * 200
       << "]\nset xtics nomirror out scale 0.5\n"
       << "set ytics 200 nomirror out scale 0.5\nset grid ytics lc rgb '#dddddd' lt 1\n"
-      << "set border 3 lc rgb '#777777'\nset key top left samplen 1.5 spacing 1.1\n"
+      << "set border 3 lc rgb '#777777'\nset key top right samplen 1.5 spacing 1.1\n"
       << "set style fill solid 1 noborder\n";
   for (std::size_t i = 0; i < panels.size(); ++i) {
-    out << "set title " << quoted(panels[i].title + "\n" + panels[i].note) << " noenhanced\n"
+    // Two lines: only in gnuplot's double quotes is \n a line break, and these texts hold no
+    // quotes.
+    out << "set title \"" << panels[i].title << "\\n"
+        << panels[i].note << "\" noenhanced\n"
         << (i % kColumns == 0 ? "set ylabel 'MiB'\n" : "unset ylabel\n")
         << (i + kColumns >= panels.size() ? "set xlabel 's'\n" : "unset xlabel\n") << "plot $panel"
         << i << " using 1:3 with fillsteps lc rgb '#e4e4e4' notitle, $panel" << i
