@@ -43,7 +43,6 @@ void add_process(const std::string& dir, const std::string& name, double& cpu_s,
   try {
     const std::string stat = read_text(dir + "/stat");
     const auto open = stat.find('(');
-    const auto close = stat.rfind(')');
     if (open == std::string::npos || stat.compare(open + 1, name.size(), name) != 0) return;
     for_each_thread(dir, [&](const std::string& thread) {
       cpu_s += std::stod(read_text(thread + "/schedstat")) / 1e9;
