@@ -6,7 +6,7 @@
 #include <string>
 
 #include "fileballoon/result.h"
-#include "uffd/unique_fd.h"
+#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::host {
 

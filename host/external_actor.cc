@@ -178,7 +178,11 @@ asio::awaitable<void> ExternalActor::run() {
   while (!stopping_) {
     const auto begin = Clock::now();
     const Result<void> started = spawn();
-    last_end_ = started ? co_await wait_for_end() : started.error().message;
+    if (started) {  // no conditional expression: GCC 12 frees the result of a co_await in one twice
+      last_end_ = co_await wait_for_end();
+    } else {
+      last_end_ = started.error().message;
+    }
     push_ = nullptr;
     if (stopping_) {
       break;

@@ -15,9 +15,9 @@
 #include <string>
 
 #include "fileballoon/bytes.h"
+#include "fileballoon/unique_fd.h"
 #include "host/asio.h"
 #include "host/event_log.h"
-#include "uffd/unique_fd.h"
 
 namespace fileballoon::host {
 

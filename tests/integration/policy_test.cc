@@ -87,8 +87,8 @@ TEST_F(BalloonVm, ThePolicyIsShownChangedAndRememberedOverASigkill) {
       0);
   ASSERT_EQ(ctl({"mem-band", "vm1", "--band", "2", "--minimum", "8M", "--weight", "7"}).status, 0);
   EXPECT_TRUE(has_event("policy-set", "vm1"));
-  std::this_thread::sleep_for(1100ms);  // the state file is written once a second at most
   ASSERT_EQ(ctl({"mem-set", "vm1", "25%"}).status, 0);
+  std::this_thread::sleep_for(1500ms);  // the state file is written once a second at most
   daemon_.end(SIGKILL);
   guest.hang_up();
   start();
@@ -379,11 +379,13 @@ TEST_F(PagedVm, AStoreOfAnotherVmIsRefusedByName) {
   StandIn other{{"--quiet"}};
   ScriptedGuest other_guest(path("other.sock"));
   const std::string file = path("named-store");
+  std::ofstream(file).flush();
   const auto attach_other = [&](const std::string& name, pid_t pid, const std::string& channel) {
     return ctl({"attach", name, "--pid", std::to_string(pid), "--channel", channel, "--refault",
                 "uffd", "--store-path", file});
   };
-  ASSERT_EQ(attach_other("vm2", other.pid(), other_guest.socket()).status, 0);
+  const Output first = attach_other("vm2", other.pid(), other_guest.socket());
+  ASSERT_EQ(first.status, 0) << first.error;
   StandIn third{{"--quiet"}};
   ScriptedGuest third_guest(path("third.sock"));
   const Output refused = attach_other("vm3", third.pid(), third_guest.socket());
