@@ -34,7 +34,7 @@ build: $(BUILD)/build.ninja
 	ninja -C $(BUILD) -j $(JOBS) $(QUIET)
 
 test: build
-	cd $(BUILD) && ctest --output-on-failure --output-junit ctest.xml $(CTEST_FLAGS)
+	cd $(BUILD) && ctest -j $(JOBS) --output-on-failure --output-junit ctest.xml $(CTEST_FLAGS)
 
 test-unit: build
 	cd $(BUILD) && ctest --output-on-failure -L unit

@@ -23,7 +23,7 @@ run() {  # PRESET TARGET CTEST-ARGUMENT...
   ninja -C "$dir/$preset" -j "$jobs" --quiet "$target"
   # Without address randomisation: GCC 12's runtimes now and then cannot place their shadow memory
   # where a kernel randomises much of the address space, and hang before main().
-  (cd "$dir/$preset" && setarch "$(uname -m)" -R ctest --output-on-failure ${CTEST_FLAGS:-} "$@")
+  (cd "$dir/$preset" && setarch "$(uname -m)" -R ctest -j "$jobs" --output-on-failure ${CTEST_FLAGS:-} "$@")
 }
 
 # Left out: the tests that start balloonfs. Under ASan about one start in eight hangs before the
