@@ -239,10 +239,10 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
 
 asio::awaitable<Result<Attachment>> Daemon::attach_in_background(
     const VmSpec& spec, const std::optional<KnownVm>& known) {
-  co_return co_await run_on(attachers_,
-                            [spec = VmSpec(spec), known = std::optional<KnownVm>(known)] {
-                              return attach_vm(spec, known);
-                            });
+  auto work = [spec = VmSpec(spec), known = std::optional<KnownVm>(known)] {
+    return attach_vm(spec, known);
+  };
+  co_return co_await run_on(attachers_, std::move(work));
 }
 
 void Daemon::check_free(const VmSpec& spec) const {
@@ -362,8 +362,8 @@ asio::awaitable<std::string> Daemon::make_store(const Attachment& attachment,
     co_return "a store for paged-out frames needs --refault uffd";
   }
   const auto options = paging_options(store, attachment.spec.name, config_.budget_dir);
-  const Result<void> started =
-      co_await run_on(attachers_, [socket, options] { return start_paging(socket, options); });
+  auto work = [socket, options] { return start_paging(socket, options); };
+  const Result<void> started = co_await run_on(attachers_, std::move(work));
   co_return started ? "" : started.error().message;
 }
 

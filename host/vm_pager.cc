@@ -177,7 +177,8 @@ void VmPager::stop() {
 asio::awaitable<void> VmPager::talk() {
   while (!stopping_) {
     const std::optional<Order> order = order_ ? std::optional(*order_) : std::nullopt;
-    Answer answer = co_await run_on(pool_, [link = link_, order] { return link->talk(order); });
+    auto work = [link = link_, order] { return link->talk(order); };
+    Answer answer = co_await run_on(pool_, std::move(work));
     if (stopping_) {
       break;
     }
