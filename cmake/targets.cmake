@@ -45,6 +45,11 @@ function(fileballoon_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE fileballoon_options ${ARG_LIBS} GTest::gtest GTest::gmock
                         GTest::gtest_main)
+  if(FILEBALLOON_SANITIZE)
+    # The code under test is checked with all there is; the test's own statements need less, and
+    # compile in a third of the time.
+    target_compile_options(${name} PRIVATE -O0 -fno-sanitize=undefined)
+  endif()
   fileballoon_register_test(${name} ${ARG_LABELS})
   # A busy machine lists the tests of a sanitized program later than in the 5 s of the default.
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60)

@@ -12,12 +12,13 @@
 namespace fileballoon::host {
 
 /// The result of `work()`, which runs on `pool` and must not throw. The caller goes on where it
-/// was. `work` may outlive the caller, so it owns what it uses.
+/// was. `work` may outlive the caller, so it owns what it uses. It must be a named object that is
+/// moved here, never a lambda written in the call: GCC 12 copies the captures of a temporary in a
+/// co_await bitwise, and frees them twice.
 template <class Work>
 [[nodiscard]] asio::awaitable<std::invoke_result_t<Work>> run_on(asio::thread_pool& pool,
                                                                  Work work) {
   using Outcome = std::invoke_result_t<Work>;
-  // Named objects, not temporaries of the co_await: GCC 12 copies the captures of those bitwise.
   auto task = [work = std::move(work)]() mutable -> asio::awaitable<std::unique_ptr<Outcome>> {
     co_return std::make_unique<Outcome>(work());
   };

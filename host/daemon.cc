@@ -239,11 +239,18 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
 
 asio::awaitable<Result<Attachment>> Daemon::attach_in_background(
     const VmSpec& spec, const std::optional<KnownVm>& known) {
+<<<<<<< HEAD
   // Named, as everywhere: GCC 12 destroys a temporary of a co_await twice when it has captures.
   auto attach = [spec = VmSpec(spec), known = std::optional<KnownVm>(known)] {
     return attach_vm(spec, known);
   };
   co_return co_await run_on(attachers_, std::move(attach));
+=======
+  auto work = [spec = VmSpec(spec), known = std::optional<KnownVm>(known)] {
+    return attach_vm(spec, known);
+  };
+  co_return co_await run_on(attachers_, std::move(work));
+>>>>>>> policy
 }
 
 void Daemon::check_free(const VmSpec& spec) const {
@@ -363,8 +370,13 @@ asio::awaitable<std::string> Daemon::make_store(const Attachment& attachment,
     co_return "a store for paged-out frames needs --refault uffd";
   }
   const auto options = paging_options(store, attachment.spec.name, config_.budget_dir);
+<<<<<<< HEAD
   auto start = [socket, options] { return start_paging(socket, options); };
   const Result<void> started = co_await run_on(attachers_, std::move(start));
+=======
+  auto work = [socket, options] { return start_paging(socket, options); };
+  const Result<void> started = co_await run_on(attachers_, std::move(work));
+>>>>>>> policy
   co_return started ? "" : started.error().message;
 }
 
