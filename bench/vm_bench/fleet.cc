@@ -50,7 +50,8 @@ class DaemonFleet final : public Fleet {
 
   void start(Vms& vms, Bytes limit) override {
     const bool pages = policy_ != "balloon-only";
-    std::string config = "[arbiter]\nlimit = \"" + std::to_string(limit.count()) + "\"\n";
+    std::string config = "[arbiter]\nmode = \"on\"\nlimit = \"" + std::to_string(limit.count()) +
+                         "\"\nlock = \"" + store_.file("arbiter.lock") + "\"\n";
     if (pages) config += "[paging]\npath = \"" + store_.path() + "\"\n";
     daemon_ = std::make_unique<vmkit::Daemon>(config);
     pids_.push_back(daemon_->process().pid());
