@@ -73,8 +73,9 @@ TEST_F(Deflate, TellHostFirstIsRefusedWhereTheHostCannotBackFrames) {
   daemon().attach(kName, vm(), "uffd");
   Agent agent(vm());
   agent.mount("deflate=tell-host-first,target=100M");
-  EXPECT_TRUE(wait_for("the agent says why",
-                       [&] { return agent.log().find("--refault kernel") != std::string::npos; }));
+  EXPECT_TRUE(wait_for("the agent says why", [&] {
+    return vm().console_tail(400).find("--refault kernel") != std::string::npos;
+  }));
   EXPECT_EQ(agent.resident(), Bytes(0));
 }
 
