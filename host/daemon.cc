@@ -239,18 +239,11 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
 
 asio::awaitable<Result<Attachment>> Daemon::attach_in_background(
     const VmSpec& spec, const std::optional<KnownVm>& known) {
-<<<<<<< HEAD
   // Named, as everywhere: GCC 12 destroys a temporary of a co_await twice when it has captures.
   auto attach = [spec = VmSpec(spec), known = std::optional<KnownVm>(known)] {
     return attach_vm(spec, known);
   };
   co_return co_await run_on(attachers_, std::move(attach));
-=======
-  auto work = [spec = VmSpec(spec), known = std::optional<KnownVm>(known)] {
-    return attach_vm(spec, known);
-  };
-  co_return co_await run_on(attachers_, std::move(work));
->>>>>>> policy
 }
 
 void Daemon::check_free(const VmSpec& spec) const {
@@ -370,13 +363,8 @@ asio::awaitable<std::string> Daemon::make_store(const Attachment& attachment,
     co_return "a store for paged-out frames needs --refault uffd";
   }
   const auto options = paging_options(store, attachment.spec.name, config_.budget_dir);
-<<<<<<< HEAD
   auto start = [socket, options] { return start_paging(socket, options); };
   const Result<void> started = co_await run_on(attachers_, std::move(start));
-=======
-  auto work = [socket, options] { return start_paging(socket, options); };
-  const Result<void> started = co_await run_on(attachers_, std::move(work));
->>>>>>> policy
   co_return started ? "" : started.error().message;
 }
 
@@ -500,7 +488,7 @@ asio::awaitable<json::value> Daemon::call(std::string_view method, const json::o
     if (vm.is_leaving()) {
       refuse(fmt::format("VM '{}' is being detached", vm.spec().name));
     }
-    co_return verb(vm, params, {events_, [this] { save_soon(); }});
+    co_return verb(vm, params, {events_, [this] { save_soon(); }, [this] { save(); }});
   }
   if (method == "stats") {
     co_return stats(params);

@@ -177,13 +177,8 @@ void VmPager::stop() {
 asio::awaitable<void> VmPager::talk() {
   while (!stopping_) {
     const std::optional<Order> order = order_ ? std::optional(*order_) : std::nullopt;
-<<<<<<< HEAD
     auto talk = [link = link_, order] { return link->talk(order); };
     Answer answer = co_await run_on(pool_, std::move(talk));
-=======
-    auto work = [link = link_, order] { return link->talk(order); };
-    Answer answer = co_await run_on(pool_, std::move(work));
->>>>>>> policy
     if (stopping_) {
       break;
     }

@@ -13,7 +13,8 @@ namespace fileballoon::host {
 
 struct VerbContext {
   EventLog& events;
-  std::function<void()> save_soon;  ///< what was changed is to be remembered
+  std::function<void()> save_soon;  ///< what was changed is to be remembered, within a second
+  std::function<void()> save_now;   ///< the same for what no script moves all the time
 };
 
 using VmVerb = boost::json::value (*)(Vm& vm, const boost::json::object& params,

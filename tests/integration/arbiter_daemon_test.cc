@@ -1,5 +1,5 @@
-// The arbiter in fileballoond: pressure of one VM moves memory of another, as bands say, by the same
-// path as an operator's target; a dry run moves nothing; and one host has one arbiter.
+// The arbiter in fileballoond: pressure of one VM moves memory of another, as bands say, by the
+// same path as an operator's target; a dry run moves nothing; and one host has one arbiter.
 #include <filesystem>
 #include <fstream>
 
@@ -69,7 +69,8 @@ TEST_F(ArbiterDaemonTest, PressureOfTheHighBandTakesFromTheLowBand) {
   EXPECT_TRUE(has_event("share-moved", "low"));
   const auto limits = low_guest.expect<wire::LimitsMessage>();
   ASSERT_TRUE(limits) << "the guest must hear of it";
-  EXPECT_THAT(ctl({"arbiter"}).text, AllOf(HasSubstr("limit 700 MiB"), HasSubstr("low "), HasSubstr("high ")));
+  EXPECT_THAT(ctl({"arbiter"}).text,
+              AllOf(HasSubstr("limit 700 MiB"), HasSubstr("low "), HasSubstr("high ")));
   // The operator has the last word.
   ASSERT_EQ(call("arbiter", {{"mode", "off"}}).at("mode"), "off");
   EXPECT_EQ(wanted("low"), kRam);
