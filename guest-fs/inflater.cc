@@ -241,9 +241,11 @@ bool Inflater::follow_limits(const Limits& limits, Clock::time_point now) {
   }
   const std::uint64_t target = limits.target.whole_pages();
   std::uint64_t above = resident_pages() > target ? resident_pages() - target : 0;
-  // A floor that rises inside a full balloon takes its pages from the evictable part.
+  // A floor that rises inside a full balloon takes its pages from the evictable part; so does one
+  // that rises where the evictable part has all the memory that may be taken.
   if (above == 0 && link_.is_established() && missing_floor(limits) > 0 && evictable_pages_ > 0 &&
-      resident_pages() + pipeline_.batch_pages() > target) {
+      (resident_pages() + pipeline_.batch_pages() > target ||
+       decision_.reason == GrowthReason::below_reserve)) {
     above = std::min(pipeline_.batch_pages(), missing_floor(limits));
   }
   if (above == 0) {

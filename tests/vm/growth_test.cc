@@ -172,7 +172,7 @@ TEST_F(GrowthVm, PagesThatCompactionMovesAreReportedAnew) {
   for (int i = 0; i < 8; ++i) guest().put_file("/proc/sys/vm/compact_memory", "1");
   const std::uint64_t moved = guest().vmstat("pgmigrate_success") - migrated;
   std::cout << "the kernel moved " << moved << " pages\n";
-  ASSERT_GT(moved, 500U) << "compaction moved next to nothing; this shows nothing";
+  ASSERT_GT(moved, 100U) << "compaction moved next to nothing; this shows nothing";
   EXPECT_TRUE(wait_for("moved pages are reported anew",
                        [&] { return agent.number("migrated_pages") - told > moved / 2; }))
       << agent.number("migrated_pages") - told << " of " << moved;
