@@ -32,7 +32,8 @@ class PagedVm : public ::testing::Test {
     for (int i = 0; i < 500 && std::filesystem::exists(socket()); ++i) {
       std::this_thread::sleep_for(10ms);
     }
-    std::filesystem::remove_all(directory_);
+    std::error_code gone;  // a keeper that ends removes its sockets at the same time
+    std::filesystem::remove_all(directory_, gone);
   }
   [[nodiscard]] std::string socket() const { return directory_ + "/keeper"; }
   [[nodiscard]] FaultdClient::Options options() const {

@@ -235,7 +235,7 @@ TEST_F(ExternalActors, OneEndsWithTheDaemon) {
   appoint("actor-sleeps");
   pid_t pid = 0;
   ASSERT_TRUE(eventually([&] {
-    const auto& actor = stats("vm1").at("external_actor").at("pid");
+    const json::value actor = stats("vm1").at("external_actor").at("pid");
     pid = actor.is_null() ? 0 : actor.to_number<pid_t>();
     return pid > 0;
   }));

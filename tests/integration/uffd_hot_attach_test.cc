@@ -59,7 +59,9 @@ TEST(HotAttach, OneHundredTimesWithoutDisturbingAnyThread) {
   }
   std::sort(stopped_us.begin(), stopped_us.end());
   // The bound is generous because other work shares these CPUs; the median is what a user sees.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   EXPECT_LT(stopped_us[50], 1000.0);
+#endif
   RecordProperty("stopped_p50_us", std::to_string(stopped_us[50]));
   EXPECT_EQ(vmm.ask("errors"), "0");
   EXPECT_GE(std::stoi(vmm.ask("signals")), 1);
