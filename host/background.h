@@ -12,12 +12,12 @@
 namespace fileballoon::host {
 
 /// The result of `work()`, which runs on `pool` and must not throw. The caller goes on where it
-/// was. `work` may outlive the caller, so it owns what it uses. It must be a named object that is
-/// moved here, never a lambda written in the call: GCC 12 copies the captures of a temporary in a
+/// was. `work` is moved from, and may outlive the caller, so it owns what it uses. It is taken by
+/// reference so that only a named object compiles: GCC 12 copies the captures of a temporary in a
 /// co_await bitwise, and frees them twice.
 template <class Work>
 [[nodiscard]] asio::awaitable<std::invoke_result_t<Work>> run_on(asio::thread_pool& pool,
-                                                                 Work work) {
+                                                                 Work& work) {
   using Outcome = std::invoke_result_t<Work>;
   auto task = [work = std::move(work)]() mutable -> asio::awaitable<std::unique_ptr<Outcome>> {
     co_return std::make_unique<Outcome>(work());

@@ -20,7 +20,7 @@ namespace json = boost::json;
 
 /// How often the daemon looks whether a VM that it waits for has come.
 constexpr std::chrono::seconds kLookInterval{1};
-/// Limits are saved at most this often: writing the state file means fsync(2).
+/// The arbiter's shares are saved at most this often: writing the state file means fsync(2).
 constexpr std::chrono::seconds kSaveInterval{1};
 
 /// The pid in QEMU's -pidfile; 0 where there is none.
@@ -243,7 +243,7 @@ asio::awaitable<Result<Attachment>> Daemon::attach_in_background(
   auto attach = [spec = VmSpec(spec), known = std::optional<KnownVm>(known)] {
     return attach_vm(spec, known);
   };
-  co_return co_await run_on(attachers_, std::move(attach));
+  co_return co_await run_on(attachers_, attach);
 }
 
 void Daemon::check_free(const VmSpec& spec) const {
@@ -334,7 +334,7 @@ asio::awaitable<json::value> Daemon::attach(const json::object& raw) {
         ram.reset();
         return true;
       };
-      co_await run_on(attachers_, std::move(end));
+      co_await run_on(attachers_, end);
     }
   }
   attaching_.erase(spec.name);
@@ -364,7 +364,7 @@ asio::awaitable<std::string> Daemon::make_store(const Attachment& attachment,
   }
   const auto options = paging_options(store, attachment.spec.name, config_.budget_dir);
   auto start = [socket, options] { return start_paging(socket, options); };
-  const Result<void> started = co_await run_on(attachers_, std::move(start));
+  const Result<void> started = co_await run_on(attachers_, start);
   co_return started ? "" : started.error().message;
 }
 
@@ -488,7 +488,7 @@ asio::awaitable<json::value> Daemon::call(std::string_view method, const json::o
     if (vm.is_leaving()) {
       refuse(fmt::format("VM '{}' is being detached", vm.spec().name));
     }
-    co_return verb(vm, params, {events_, [this] { save_soon(); }, [this] { save(); }});
+    co_return verb(vm, params, {events_, [this] { save(); }});
   }
   if (method == "stats") {
     co_return stats(params);

@@ -75,8 +75,8 @@ class Daemon {
   void vm_is_gone(const std::string& name, const Vm* vm);
   void check_free(const VmSpec& spec) const;
   void save();
-  /// save(), but at most once per kSaveInterval: for limits, which an arbiter may move all the
-  /// time.
+  /// save(), but at most once per kSaveInterval: for shares, which the arbiter may move all the
+  /// time and finds again by itself. What an operator asked for is saved before the answer.
   void save_soon();
 
   asio::io_context& control_;

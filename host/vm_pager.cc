@@ -178,7 +178,7 @@ asio::awaitable<void> VmPager::talk() {
   while (!stopping_) {
     const std::optional<Order> order = order_ ? std::optional(*order_) : std::nullopt;
     auto talk = [link = link_, order] { return link->talk(order); };
-    Answer answer = co_await run_on(pool_, std::move(talk));
+    Answer answer = co_await run_on(pool_, talk);
     if (stopping_) {
       break;
     }

@@ -28,7 +28,7 @@ T good_or_refuse(Result<T> result) {
 }
 
 void tell_limits(const Vm& vm, const VerbContext& context) {
-  context.save_soon();
+  context.save();
   context.events.publish(
       Severity::info, "limits-set", vm.spec().name,
       fmt::format("footprint {}, balloon target {}, floor {}", to_string(vm.policy().wanted()),
@@ -116,7 +116,7 @@ json::value mem_policy(Vm& vm, const json::object& raw, const VerbContext& conte
   }
   good_or_refuse(vm.policy().set_policy(policy, timeout, actor));
   vm.steer();
-  context.save_now();
+  context.save();
   context.events.publish(
       Severity::info, "policy-set", vm.spec().name,
       fmt::format("{}, timeout {:.3g} s, actor {}", to_string(now.policy),
@@ -150,7 +150,7 @@ json::value mem_band(Vm& vm, const json::object& raw, const VerbContext& context
     vm.policy().set_weight(static_cast<std::uint32_t>(*weight));
   }
   vm.steer();
-  context.save_now();
+  context.save();
   const MemorySettings& now = vm.policy().settings();
   context.events.publish(
       Severity::info, "band-set", vm.spec().name,

@@ -13,8 +13,7 @@ namespace fileballoon::host {
 
 struct VerbContext {
   EventLog& events;
-  std::function<void()> save_soon;  ///< what was changed is to be remembered, within a second
-  std::function<void()> save_now;   ///< the same for what no script moves all the time
+  std::function<void()> save;  ///< has what was changed on disk before the caller is answered
 };
 
 using VmVerb = boost::json::value (*)(Vm& vm, const boost::json::object& params,

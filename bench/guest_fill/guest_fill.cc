@@ -27,6 +27,7 @@
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/frame_lookup.h"
 #include "guest-fs/fuse_server.h"
+#include "guest-fs/page_window.h"
 #include "guest-fs/pin_pipe.h"
 
 namespace fileballoon::guest {
@@ -36,6 +37,7 @@ using Clock = std::chrono::steady_clock;
 
 struct Variant {
   const char* name;
+  PageChoice pages = PageChoice::small;
   bool empty_reply = true;   ///< READ answered by the kernel's own zeroing
   bool prefetch = true;      ///< read-ahead asked for two batches before it is needed
   bool splice_file = false;  ///< splice(file -> pipe), then map; else map, then vmsplice
@@ -45,7 +47,8 @@ struct Variant {
 };
 
 constexpr std::array kVariants = {
-    Variant{.name = "as-built"},
+    Variant{.name = "large-pages", .pages = PageChoice::automatic},
+    Variant{.name = "small-pages"},
     Variant{.name = "copied-reply", .empty_reply = false},
     Variant{.name = "touch", .touch = true},
     Variant{.name = "splice-then-map", .splice_file = true},
@@ -54,8 +57,6 @@ constexpr std::array kVariants = {
     Variant{.name = "place-inline", .place_group = 2048},
     Variant{.name = "place-every-batch", .place_group = 256},
 };
-
-constexpr std::uint64_t kBatch = 256;
 
 class Server {
  public:
@@ -142,22 +143,28 @@ class Step {
   Clock::duration sum_{};
 };
 
-void measure(const std::string& mount_point, const Variant& variant, std::uint64_t batches) {
+void measure(const std::string& mount_point, const Variant& variant, std::uint64_t mib) {
   Server server(mount_point, variant);
-  BalloonFile file(mount_point, PageChoice::small);
+  BalloonFile file(mount_point, variant.pages);
+  if (variant.pages == PageChoice::automatic && !file.has_large_pages()) {
+    throw std::runtime_error("no large pages: " + file.why_small());
+  }
   FrameLookup lookup = FrameLookup::open().value();
-  const std::uint64_t group_size = std::max<std::uint64_t>(variant.place_group / kBatch, 1);
+  const std::uint64_t batch_pages = file.batch_pages();
+  const std::uint64_t batches = mib * 256 / batch_pages;
+  const std::uint64_t group_size = std::max<std::uint64_t>(variant.place_group / batch_pages, 1);
   std::vector<PinPipe> pipes;
   for (std::uint64_t i = 0; i < group_size; ++i) {
-    pipes.emplace_back(kBatch);
+    pipes.emplace_back(batch_pages);
   }
-  std::array<GuestFrame, kBatch> frames;
+  std::vector<GuestFrame> frames(batch_pages);
   std::vector<GuestFrame> sorted;
   std::vector<FrameRange> ranges;
   std::uint64_t range_count = 0;
-  void* const window = ::mmap(nullptr, kBatch * kPageSize, PROT_NONE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  const auto extent = [](std::uint64_t batch) { return Extent{FilePage(batch * kBatch), kBatch}; };
+  PageWindow window(file, batch_pages);
+  const auto extent = [=](std::uint64_t batch) {
+    return Extent{FilePage(batch * batch_pages), batch_pages};
+  };
   constexpr std::uint64_t kAhead = 2;
 
   Step prefetch;
@@ -172,37 +179,35 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
   const auto start = Clock::now();
   if (variant.prefetch) {
     for (std::uint64_t i = 0; i < kAhead; ++i) {
-      prefetch.run([&] { file.prefetch(extent(i), false); });
+      prefetch.run([&] { file.prefetch(extent(i), true); });
     }
   }
   for (std::uint64_t i = 0; i < batches; ++i) {
     if (variant.prefetch && i + kAhead < batches) {
-      prefetch.run([&] { file.prefetch(extent(i + kAhead), false); });
+      prefetch.run([&] { file.prefetch(extent(i + kAhead), true); });
     } else if (!variant.prefetch) {
-      prefetch.run([&] { file.prefetch(extent(i), false); });
+      prefetch.run([&] { file.prefetch(extent(i), true); });
     }
     PinPipe& pipe = pipes.at(i % group_size);
     if (variant.splice_file) {
-      pin.run([&] { return pipe.pin_file(file.fd(), extent(i).first.byte_offset(), kBatch); });
+      pin.run([&] { return pipe.pin_file(file.fd(), extent(i).first.byte_offset(), batch_pages); });
     }
     map.run([&] {
-      ::mmap(window, kBatch * kPageSize, PROT_READ, MAP_SHARED | MAP_FIXED, file.fd(),
-             static_cast<off_t>(extent(i).first.byte_offset()));
-      ::madvise(window, kBatch * kPageSize, MADV_RANDOM);
-      if (variant.splice_file) {
-        ::madvise(window, kBatch * kPageSize, MADV_POPULATE_READ);
+      if (!window.show(extent(i)) || (variant.splice_file && window.populate() != 0)) {
+        throw std::runtime_error("pages cannot be mapped");
       }
       if (variant.touch) {
-        for (std::uint64_t page = 0; page < kBatch; page += 16) {
+        for (std::uint64_t page = 0; page < batch_pages; page += 16) {
           [[maybe_unused]] const char byte =
-              static_cast<const volatile char*>(window)[page * kPageSize];
+              static_cast<const volatile char*>(window.address())[page * kPageSize];
         }
       }
     });
-    if (!variant.splice_file && pin.run([&] { return pipe.pin(window, kBatch); }) != 0) {
+    if (!variant.splice_file &&
+        pin.run([&] { return pipe.pin(window.address(), batch_pages); }) != 0) {
       throw std::runtime_error("pages cannot be pinned");
     }
-    if (look.run([&] { return lookup.look(window, frames); }) != FrameLookup::Look::all) {
+    if (look.run([&] { return lookup.look(window.address(), frames); }) != FrameLookup::Look::all) {
       throw std::runtime_error("no frame numbers");
     }
     sort.run([&] {
@@ -210,15 +215,14 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
       coalesce(sorted, ranges);
     });
     range_count += ranges.size();
-    map.run([&] {
-      ::mmap(window, kBatch * kPageSize, PROT_NONE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    });
+    map.run([&] { window.hide(); });
     if (variant.place_group == 0) {
       release.run([&] { pipe.release(); });
     } else if ((i + 1) % group_size == 0 || i + 1 == batches) {
       const std::uint64_t first = i / group_size * group_size;
-      place.run([&] { file.place_for_reclaim({extent(first).first, (i + 1 - first) * kBatch}); });
+      place.run([&] {
+        file.place_for_reclaim({extent(first).first, (i + 1 - first) * batch_pages});
+      });
       release.run([&] {
         for (PinPipe& held : pipes) {
           held.release();
@@ -227,7 +231,7 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
     }
   }
   const double wall = std::chrono::duration<double>(Clock::now() - start).count();
-  const std::uint64_t pages = batches * kBatch;
+  const std::uint64_t pages = batches * batch_pages;
   const auto per_page = [&](double seconds) { return seconds * 1e9 / static_cast<double>(pages); };
   std::printf(
       "variant=%s mib_per_s=%.1f wall_ns=%.0f inflater_cpu_ns=%.0f server_cpu_ns=%.0f "
@@ -239,7 +243,6 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
       look.ns_per_page(pages), sort.ns_per_page(pages), place.ns_per_page(pages),
       release.ns_per_page(pages), static_cast<double>(pages) / static_cast<double>(range_count));
   std::fflush(stdout);
-  ::munmap(window, kBatch * kPageSize);
 }
 
 }  // namespace
