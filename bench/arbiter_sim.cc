@@ -83,7 +83,7 @@ class SwingCounter {
     double active = 0;
   };
   std::vector<Point> turn_;
-  std::vector<std::int8_t> direction_;
+  std::vector<int> direction_;
   std::uint64_t swings_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cmath>
 #include <ostream>
 
 namespace fileballoon::bench {
@@ -25,7 +26,8 @@ void LiveTable::print_header() {
 std::string LiveTable::line(const LiveSample& sample) const {
   const double share =
       static_cast<double>(sample.host_footprint.count()) / static_cast<double>(ram_.count());
-  const auto filled = static_cast<std::size_t>(std::clamp(share, 0.0, 1.0) * kBarWidth + 0.5);
+  const auto filled =
+      static_cast<std::size_t>(std::lround(std::clamp(share, 0.0, 1.0) * kBarWidth));
   return fmt::format("{:>5.1f}s  {:<28} {:>8} {:>9} {:>7}  {:>9} {:>8}  {:>9} |{:<{}}|",
                      sample.time_s, sample.phase, mib(sample.guest_free),
                      mib(sample.guest_available), mib(sample.guest_cache),

@@ -54,8 +54,8 @@ pid_t start_daemon(pid_t vmm, const Setting& setting) {
   paging.path = setting.directory;
   const bool ok =
       pager.start(paging).has_value() && pager.set_goal(Bytes(kRam.count() / 2)).has_value();
-  while (ok) {
-    ::pause();
+  if (ok) {
+    ::pause();  // until it is killed: no signal has a handler that would return
   }
   ::_exit(1);
 }

@@ -1,5 +1,7 @@
 // vm_bench: scenarios in a real guest, with the peers side by side in one run.
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <exception>
@@ -94,14 +96,12 @@ Scenario& find_scenario(const std::string& name) {
 }
 
 std::vector<std::string> modes_to_run(const CommandLine& line, const Scenario& scenario) {
-  const std::vector<std::string> apply = scenario.modes();
+  std::vector<std::string> apply = scenario.modes();
   if (line.modes.empty()) return apply;
   for (const std::string& mode : line.modes) {
     if (std::find(apply.begin(), apply.end(), mode) == apply.end()) {
-      std::string known;
-      for (const std::string& one : apply) known += (known.empty() ? "" : ", ") + one;
-      throw std::runtime_error("mode " + mode + " does not apply to scenario " + scenario.name() +
-                               ", which has " + known);
+      throw std::runtime_error(fmt::format("mode {} does not apply to scenario {}, which has {}",
+                                           mode, scenario.name(), fmt::join(apply, ", ")));
     }
   }
   return line.modes;

@@ -27,6 +27,7 @@ class StandIn {
     }
     arguments.insert(arguments.begin(), FILEBALLOON_STAND_IN);
     std::vector<char*> argv;
+    argv.reserve(arguments.size() + 1);
     for (auto& argument : arguments) {
       argv.push_back(argument.data());
     }
