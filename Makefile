@@ -57,7 +57,9 @@ lint: $(BUILD)/build.ninja
 format: deps
 	clang-format -i $(SOURCES)
 
+# The prefix is part of the units, so it is settled anew.
 install: build
+	cmake -S . -B $(BUILD) $(CMAKE_FLAGS) >/dev/null
 	cmake --install $(BUILD)
 
 clean:

@@ -57,6 +57,9 @@ void Growth::note_stalls(std::optional<std::chrono::microseconds> total, Clock::
 
 std::string to_string(const GrowthDecision& decision) {
   const auto with_time = [&decision](const char* what) {
+    if (decision.wait.count() == 0) {
+      return std::string(what);
+    }
     std::array<char, 96> text{};
     std::snprintf(text.data(), text.size(), "%s, %.1f s left", what,
                   std::chrono::duration<double>(decision.wait).count());

@@ -134,7 +134,7 @@ Inflater::End Inflater::run() {
     if (file_failed_) {
       return End::file_failed;
     }
-    if (leave_until_ && (resident_pages() == 0 || now >= *leave_until_)) {
+    if (leave_until_ && (may_leave() || now >= *leave_until_)) {
       return End::stopped;
     }
     const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
@@ -198,8 +198,10 @@ bool Inflater::step(Clock::time_point now) {
   const Limits limits = shared_.limits();
   pipeline_.collect();
   bool more = follow_limits(limits, now);
-  more |= grow(limits, now);
-  more |= tell();
+  if (!leave_until_ || tells_first()) {
+    more |= grow(limits, now);
+    more |= tell();
+  }
   const bool growing = decision_.reason == GrowthReason::growing;
   if (!growing && pipeline_.in_flight_pages() == 0) {
     place(now);

@@ -51,6 +51,9 @@ class Inflater final : private HostLink::Handler {
   static constexpr std::chrono::seconds kLockRetry{60};
   /// tell-host-first: how long the balloon may take to go back by request when the agent ends.
   static constexpr std::chrono::seconds kLeaveWithin{20};
+  /// When the agent ends: how long it waits for the answer to what it has told. The host may be
+  /// about to discard those frames, so they stay pinned till then.
+  static constexpr std::chrono::seconds kAnswerWithin{2};
 
   /// `control_fd`: the supervisor's socket; a byte on it wakes the loop, its end stops it. `store`
   /// is handed to the fillers and closed here. Throws std::system_error or std::runtime_error
@@ -95,6 +98,7 @@ class Inflater final : private HostLink::Handler {
   void ask_host_to_back(std::uint64_t pages, Clock::time_point now);
   [[nodiscard]] int lock(Batch& batch, std::span<const GuestFrame> frames);
   void keep_what_was_told();
+  [[nodiscard]] bool may_leave() const;
   [[nodiscard]] bool takes_leave_first(End end);
   void count_residency(Clock::time_point now);
   void refresh_memory(Clock::time_point now);

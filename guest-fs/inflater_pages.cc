@@ -86,9 +86,17 @@ void Inflater::keep_what_was_told() {
   moved_.begin_anew();
 }
 
+bool Inflater::may_leave() const {
+  return tells_first() ? resident_pages() == 0 : told_.empty() && !moved_.is_waiting();
+}
+
 bool Inflater::takes_leave_first(End end) {
-  if (end != End::stopped || !tells_first() || resident_pages() == 0) {
+  if (end != End::stopped || may_leave()) {
     return false;
+  }
+  if (!tells_first()) {
+    leave_until_ = Clock::now() + kAnswerWithin;
+    return true;
   }
   if (!link_.is_established()) {
     log_warning(to_string(Bytes::pages(resident_pages())) +

@@ -46,6 +46,8 @@ class MovedPages {
   void mark_told(std::uint64_t report) { told_ = report; }
   [[nodiscard]] bool is_told(std::uint64_t report) const { return told_ == report; }
 
+  [[nodiscard]] bool is_waiting() const { return told_.has_value(); }
+
   struct Told {
     std::uint64_t moved = 0;    ///< pages that had moved
     wire::RangeOutcome became;  ///< what the host did with their new frames, in sum

@@ -11,11 +11,12 @@ namespace {
 
 /// Options that mount(8), systemd and fstab add; they mean something to those programs or to the
 /// kernel's mount flags, and nothing to the balloon.
-constexpr std::array<std::string_view, 24> kIgnored = {
-    "rw",       "defaults",   "auto",   "noauto", "nofail", "_netdev",     "dev",
-    "nodev",    "suid",       "nosuid", "exec",   "noexec", "atime",       "noatime",
-    "relatime", "norelatime", "user",   "nouser", "async",  "allow_other", "default_permissions",
-    "lazytime", "nodiratime", "owner"};
+constexpr std::array<std::string_view, 29> kIgnored = {
+    "rw",         "defaults",   "auto",   "noauto", "nofail", "_netdev",     "dev",
+    "nodev",      "suid",       "nosuid", "exec",   "noexec", "atime",       "noatime",
+    "relatime",   "norelatime", "user",   "nouser", "async",  "allow_other", "default_permissions",
+    "lazytime",   "nodiratime", "owner",  "users",  "group",  "sync",        "dirsync",
+    "strictatime"};
 
 struct Sizes {
   std::string_view target;
@@ -86,7 +87,7 @@ std::optional<Error> parse_option(std::string_view option, Options& options, Siz
   if (key == "ro") {
     return Error{"option 'ro': a read-only balloon could not take a target; leave it out"};
   }
-  if (key == "subtype" || key == "fsname" || key.starts_with("x-") ||
+  if (key == "subtype" || key == "fsname" || key == "comment" || key.starts_with("x-") ||
       std::find(kIgnored.begin(), kIgnored.end(), key) != kIgnored.end()) {
     return std::nullopt;
   }

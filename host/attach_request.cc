@@ -28,9 +28,9 @@ T good(const Result<T>& result) {
 AttachRequest::AttachRequest(const boost::json::object& raw, RefaultMode default_refault)
     : params_(raw) {
   const RpcParams params(raw);
-  params.allow_only({"name", "pid", "channel", "qmp", "refault", "band", "minimum", "weight",
-                     "store_memory", "store_compression", "store_path", "store_file_limit",
-                     "store_daily_writes"});
+  params.allow_only({"name", "pid", "channel", "qmp", "refault", "band", "back_frames", "minimum",
+                     "weight", "store_memory", "store_compression", "store_path",
+                     "store_file_limit", "store_daily_writes"});
   spec.name = params.text("name");
   spec.channel = params.text("channel");
   spec.qmp = params.optional_text("qmp").value_or("");
@@ -40,6 +40,12 @@ AttachRequest::AttachRequest(const boost::json::object& raw, RefaultMode default
   good(check_vm_name(spec.name));
   good(check_band(band));
   spec.refault = refault ? good(parse_refault_mode(*refault)) : default_refault;
+  if (const auto* back_frames = raw.if_contains("back_frames")) {
+    if (!back_frames->is_bool()) {
+      bad("parameter 'back_frames' must be true or false");
+    }
+    spec.back_frames = back_frames->get_bool();
+  }
   if (pid <= 0 || pid > std::numeric_limits<pid_t>::max()) {
     bad(fmt::format("{} is no process id", pid));
   }

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/write.hpp>
@@ -11,6 +12,10 @@ namespace fileballoon::host {
 namespace {
 
 constexpr std::size_t kReadSize = 16 * 1024;
+/// What a guest may send: several times what an agent does that reports 4 GiB a second of single
+/// frames, and little enough that a flood of small messages does not take the control thread.
+constexpr std::size_t kBytesPerSecond = 16 * 1024 * 1024;
+constexpr std::size_t kBurst = 4 * 1024 * 1024;
 constexpr std::chrono::seconds kHelloInterval{2};
 
 }  // namespace
@@ -21,6 +26,9 @@ Channel::Channel(LocalSocket socket, GuestSession& session, std::chrono::millise
       write_timeout_(write_timeout),
       write_timer_(socket_.get_executor()),
       hello_timer_(socket_.get_executor()),
+      rate_timer_(socket_.get_executor()),
+      tokens_(kBurst),
+      tokens_at_(std::chrono::steady_clock::now()),
       changed_(socket_.get_executor()) {}
 
 void Channel::stop(std::string reason) {
@@ -29,8 +37,9 @@ void Channel::stop(std::string reason) {
   }
   reason_ = std::move(reason);
   error_code ignored;
-  socket_.close(ignored);
+  socket_.cancel(ignored);
   hello_timer_.cancel();
+  rate_timer_.cancel();
   changed_.notify();
 }
 
@@ -49,7 +58,30 @@ asio::awaitable<std::string> Channel::run() {
     reason_ = *session_.failure();
   }
   session_.close();
+  while (session_.open_reports() > 0) {
+    co_await changed_.wait();
+  }
+  error_code ignored;
+  socket_.close(ignored);
   co_return reason_;
+}
+
+asio::awaitable<void> Channel::wait_for_tokens(std::size_t bytes) {
+  using std::chrono::duration;
+  while (!stopped_) {
+    const auto now = std::chrono::steady_clock::now();
+    const auto earned = static_cast<std::size_t>(duration<double>(now - tokens_at_).count() *
+                                                 static_cast<double>(kBytesPerSecond));
+    tokens_ = std::min(kBurst, tokens_ + earned);
+    tokens_at_ = now;
+    if (tokens_ >= bytes) {
+      tokens_ -= bytes;
+      co_return;
+    }
+    rate_timer_.expires_after(std::chrono::milliseconds(10));
+    error_code ignored;
+    co_await rate_timer_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  }
 }
 
 void Channel::repeat_hello_later() {
@@ -87,13 +119,15 @@ asio::awaitable<void> Channel::read_loop() {
       break;
     }
     unread = std::span(buffer).first(n);
+    auto tokens = wait_for_tokens(n);
+    co_await std::move(tokens);
   }
 }
 
 asio::awaitable<void> Channel::write_loop() {
   while (!stopped_) {
     if (!session_.has_output()) {
-      if (session_.failure()) {
+      if (session_.is_over()) {
         break;
       }
       co_await changed_.wait();

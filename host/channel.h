@@ -18,7 +18,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
   Channel(LocalSocket socket, GuestSession& session, std::chrono::milliseconds write_timeout);
 
   /// Opens the session, pumps until the connection or the session ends, closes both; says why it
-  /// ended. A session that failed still gets its ERROR out, within the write timeout.
+  /// ended. A session that failed still gets its ERROR out, within the write timeout. The socket is
+  /// open until no report is in work: the guest's agent lets go of its pages when it is closed.
   [[nodiscard]] asio::awaitable<std::string> run();
 
   /// The session has output, or takes input again.
@@ -29,6 +30,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
  private:
   [[nodiscard]] asio::awaitable<void> read_loop();
   [[nodiscard]] asio::awaitable<void> write_loop();
+  [[nodiscard]] asio::awaitable<void> wait_for_tokens(std::size_t bytes);
   void repeat_hello_later();
 
   LocalSocket socket_;
@@ -36,6 +38,9 @@ class Channel : public std::enable_shared_from_this<Channel> {
   std::chrono::milliseconds write_timeout_;
   asio::steady_timer write_timer_;
   asio::steady_timer hello_timer_;
+  asio::steady_timer rate_timer_;
+  std::size_t tokens_;  // bytes that may be read now
+  std::chrono::steady_clock::time_point tokens_at_;
   Signal changed_;
   bool stopped_ = false;
   bool writer_done_ = false;

@@ -251,10 +251,19 @@ Result<ConfiguredVm> parse_vm(const toml::table& table, const std::string& file,
   std::int64_t band = 0;
   section.read_integer("band", 0, kMaxBand, band);
   vm.spec.band = static_cast<int>(band);
+  section.read("back_frames", "true or false", vm.spec.back_frames);
   section.read_checked("footprint", size_into(vm.footprint));
   section.read_checked("floor", size_into(vm.floor));
   section.read_checked("minimum", size_into(vm.minimum));
   read_policy(section, vm.memory);
+  section.read_checked("cache", [&](const std::string& text) -> Result<void> {
+    const Result<CacheMode> mode = parse_cache_mode(text);
+    if (!mode) {
+      return mode.error();
+    }
+    vm.memory.cache = *mode;
+    return {};
+  });
   if (const toml::node* paging = section.get("paging")) {
     if (auto error = parse_store(*paging, file, "paging of [[vm]]", vm.memory.store, nullptr)) {
       return *error;

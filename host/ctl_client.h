@@ -54,10 +54,13 @@ class Control {
   static JsonLineClient connect(const std::string& socket) {
     Result<JsonLineClient> client = JsonLineClient::connect(socket);
     if (!client) {
+      const bool forbidden = ::access(socket.c_str(), W_OK) != 0 && errno == EACCES;
       throw Failure{kExitNoDaemon,
-                    fmt::format("no daemon at the control socket {}; is fileballoond running "
-                                "(systemctl start fileballoond), and is --socket right?",
-                                client.error().message)};
+                    fmt::format("cannot reach fileballoond at its control socket {}{}",
+                                client.error().message,
+                                forbidden ? ""
+                                          : "; is it running (systemctl start fileballoond), and "
+                                            "is --socket right?")};
     }
     return std::move(*client);
   }

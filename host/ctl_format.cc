@@ -105,6 +105,11 @@ std::string format_stats(const json::object& vm) {
   const auto line = [&out](std::string_view name, const std::string& value, std::string_view what) {
     out += fmt::format("  {:<18}{:>12}  {}\n", name, value, what);
   };
+  if (const auto* channel = object_in(vm, "channel")) {
+    if (const std::string error = text(*channel, "last_error"); error != kNone && !error.empty()) {
+      out += fmt::format("  no channel: {}\n", error);
+    }
+  }
   line("RAM", size(vm, "ram_bytes"), "the VM's size");
   line("footprint wanted", size(vm, "wanted_footprint_bytes"), "set by mem-set");
   line("footprint", size(vm, "footprint_bytes"), "measured on the host: allocated blocks");
@@ -143,7 +148,10 @@ std::string format_stats(const json::object& vm) {
     line("  locked", size(*guest, "locked_bytes"), "of them below the floor");
     line("  available", size(*guest, "mem_available_bytes"), "MemAvailable");
     line("  free", size(*guest, "mem_free_bytes"), "MemFree");
+    out += fmt::format("    growth: {}; cold page cache: {} ({})\n", text(*guest, "growth"),
+                       text(*guest, "cache_mode"), text(*guest, "cache_method"));
     line("  evicted", count(*guest, "evicted_pages"), "balloon pages that reclaim has taken");
+    line("  moved", count(*guest, "migrated_pages"), "by the guest's kernel, and reported anew");
     line("  OOM kills", count(*guest, "oom_kills"), "in the guest since it booted");
   } else {
     out += "  the guest has said nothing yet\n";

@@ -200,8 +200,12 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
     attaching_.erase(name);
     attaching_pids_.erase(pid);
     found = waiting_.find(name);
-    if (found == waiting_.end() || stopping_) {
-      co_return;  // detached meanwhile
+    if (found == waiting_.end() || stopping_) {  // detached meanwhile
+      if (attached && !entry.known) {
+        auto given_back = give_back(std::move(*attached));
+        co_await std::move(given_back);
+      }
+      co_return;
     }
     if (attached) {
       attachment = std::move(*attached);
@@ -328,13 +332,12 @@ asio::awaitable<json::value> Daemon::attach(const json::object& raw) {
     } catch (const RpcFailure& failure) {
       problem = failure.what();
     }
+    if (problem.empty() && stopping_) {
+      problem = "the daemon is stopping";
+    }
     if (!problem.empty()) {
-      attached->ram->give_back();
-      auto end = [ram = std::shared_ptr<RamOwner>(std::move(attached->ram))]() mutable {
-        ram.reset();
-        return true;
-      };
-      co_await run_on(attachers_, end);
+      auto given_back = give_back(std::move(*attached));
+      co_await std::move(given_back);
     }
   }
   attaching_.erase(spec.name);
@@ -342,14 +345,21 @@ asio::awaitable<json::value> Daemon::attach(const json::object& raw) {
   if (!problem.empty()) {
     refuse(problem);
   }
-  if (stopping_) {
-    refuse("the daemon is stopping");
-  }
   const std::shared_ptr<Vm> vm = adopt(std::move(*attached), std::move(wanted), "by request");
   save();
   json::object result = vm->summary();
   result["warnings"] = to_array(vm->warnings());
   co_return result;
+}
+
+/// Undoes an attach that nobody wants any more: no keeper stays behind.
+asio::awaitable<void> Daemon::give_back(Attachment attachment) {
+  attachment.ram->give_back();
+  auto end = [ram = std::shared_ptr<RamOwner>(std::move(attachment.ram))]() mutable {
+    ram.reset();
+    return true;
+  };
+  co_await run_on(attachers_, end);
 }
 
 /// Makes the store that was asked for in the VM's keeper; says why it cannot be made.
@@ -460,7 +470,11 @@ json::value Daemon::arbiter(const json::object& raw) {
   if (const auto limit = params.optional_text("limit"); limit && *limit == "none") {
     arbiter_.set_limit(std::nullopt);
   } else if (raw.contains("limit")) {
-    arbiter_.set_limit(params.size("limit", Bytes(0)));
+    const Bytes bytes = params.size("limit", std::nullopt);
+    if (bytes == Bytes()) {
+      refuse("a limit of 0 would leave no VM any memory; write 'none' for no limit");
+    }
+    arbiter_.set_limit(bytes);
   }
   if (const auto text = params.optional_text("mode")) {
     const Result<ArbiterMode> mode = parse_arbiter_mode(*text);

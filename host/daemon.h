@@ -67,6 +67,7 @@ class Daemon {
   /// attach_vm() on a worker thread. The arguments are copied before it first suspends.
   [[nodiscard]] asio::awaitable<Result<Attachment>> attach_in_background(
       const VmSpec& spec, const std::optional<KnownVm>& known);
+  [[nodiscard]] asio::awaitable<void> give_back(Attachment attachment);
   /// Manages what was attached.
   std::shared_ptr<Vm> adopt(Attachment attachment, Vm::Wanted wanted, std::string_view how);
   [[nodiscard]] asio::awaitable<void> try_waiting();

@@ -31,6 +31,7 @@ struct AttachOptions {
   std::string qmp;
   std::string refault;
   std::int64_t band = 0;
+  bool back_frames = false;
   std::string minimum;
   std::int64_t weight = kDefaultWeight;
   std::string store_memory;
@@ -49,6 +50,7 @@ void attach(Control& control, const AttachOptions& options, bool as_json) {
                       {"pid", options.pid},
                       {"channel", absolute(options.channel)},
                       {"band", options.band},
+                      {"back_frames", options.back_frames},
                       {"weight", options.weight}};
   const auto add = [&params](const char* key, const std::string& value) {
     if (!value.empty()) {
@@ -147,6 +149,9 @@ int run(int argc, char** argv) {
   attach_verb->add_option("--refault", options.refault,
                           "who answers refaults: kernel or uffd (default: the daemon's)");
   attach_verb->add_option("--band", options.band, "service band, 0 is the highest");
+  attach_verb->add_flag(
+      "--back-frames", options.back_frames,
+      "put memory behind frames when the guest asks (its deflate=tell-host-first)");
   attach_verb->add_option("--minimum", options.minimum, "footprint that the VM is promised");
   attach_verb->add_option("--weight", options.weight, "share within its band, default 100");
   attach_verb->add_option("--store-memory", options.store_memory,

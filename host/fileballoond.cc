@@ -158,7 +158,10 @@ int run(int argc, char** argv) {
     return kExitBadConfig;
   }
   if (line.check_config) {
-    std::cout << "the configuration is good\n";
+    const std::string file = line.config_file.empty() ? kDefaultConfigFile : line.config_file;
+    std::cout << (std::filesystem::exists(file)
+                      ? file + " is good\n"
+                      : "no configuration: " + file + " does not exist; the defaults are good\n");
     return 0;
   }
   spdlog::set_default_logger(spdlog::stderr_color_st("fileballoond"));

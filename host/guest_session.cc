@@ -15,13 +15,14 @@ void GuestSession::open() {
   decoder_.restart();
   output_.clear();
   failure_.reset();
+  farewell_.reset();
   send_hello();
   heard_ = ignored_ + decoder_.skipped();
 }
 
 void GuestSession::send_hello() {
   wire::Hello hello;
-  hello.features = wire::kFeaturePopulate;
+  hello.features = backs_frames_ ? wire::kFeaturePopulate : 0;
   wire::encode(session_.hello(), hello, output_);
 }
 
@@ -37,6 +38,7 @@ void GuestSession::close() {
   end_session();
   session_.reset();
   output_.clear();
+  farewell_.reset();
 }
 
 void GuestSession::end_session() {
@@ -87,6 +89,10 @@ void GuestSession::handle(wire::Frame frame) {
     ++open_reports_;
     delegate_.on_report({generation_, frame.header.sequence}, std::move(*report));
   } else if (auto* populate = std::get_if<wire::Populate>(&frame.message)) {
+    if (!backs_frames_) {
+      fail(wire::ErrorCode::other, "this host does not back frames of this VM on request");
+      return;
+    }
     ++open_reports_;
     delegate_.on_populate({generation_, frame.header.sequence}, std::move(*populate));
   } else if (const auto* stats = std::get_if<wire::Stats>(&frame.message)) {
@@ -200,7 +206,7 @@ void GuestSession::fail(wire::ErrorCode code, std::string text) {
     return;
   }
   if (session_.peer() != 0) {
-    send(wire::ErrorMessage{code, text});
+    farewell_ = wire::ErrorMessage{code, text};
   }
   end_session();
   failure_ = std::move(text);
@@ -211,7 +217,8 @@ void GuestSession::send(const wire::Message& message) {
 }
 
 bool GuestSession::has_output() const {
-  return !output_.empty() || ((limits_due_ || cache_due_) && in_session_);
+  return !output_.empty() || ((limits_due_ || cache_due_) && in_session_) ||
+         (farewell_ && open_reports_ == 0);
 }
 
 std::vector<std::byte> GuestSession::take_output() {
@@ -222,6 +229,9 @@ std::vector<std::byte> GuestSession::take_output() {
   if (cache_due_ && in_session_) {
     cache_due_ = false;
     send(*cache_);
+  }
+  if (farewell_ && open_reports_ == 0) {
+    send(*std::exchange(farewell_, std::nullopt));
   }
   return std::exchange(output_, {});
 }

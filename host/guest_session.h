@@ -84,7 +84,9 @@ class GuestSession {
   /// kTellChange or more since it was told last.
   void send_host_state(Bytes absent);
   static constexpr Bytes kTellChange = Bytes::mib(1);
-  /// Ends the session with an ERROR for the guest.
+  /// Ends the session with an ERROR for the guest, which is sent when no report is in work any
+  /// more: the guest lets go of its pages then, and a discard must not meet a frame that is used
+  /// again.
   void fail(wire::ErrorCode code, std::string text);
 
   [[nodiscard]] bool has_output() const;
@@ -94,7 +96,12 @@ class GuestSession {
   [[nodiscard]] bool is_established() const { return session_.is_established() && !failure_; }
   /// Set once the session ended by an error (ours or the guest's): send the output, then close.
   [[nodiscard]] const std::optional<std::string>& failure() const { return failure_; }
+  /// It failed, and the guest has been told.
+  [[nodiscard]] bool is_over() const { return failure_ && !farewell_ && output_.empty(); }
+  /// In work, of whatever session.
   [[nodiscard]] std::size_t open_reports() const { return open_reports_; }
+  /// Whether POPULATE is offered and obeyed; not before set_backs_frames(true).
+  void set_backs_frames(bool backs) { backs_frames_ = backs; }
 
  private:
   void handle(wire::Frame frame);
@@ -121,6 +128,8 @@ class GuestSession {
   bool cache_due_ = false;
   std::optional<Bytes> told_absent_;
   std::optional<std::string> failure_;
+  std::optional<wire::ErrorMessage> farewell_;  // not sent yet
+  bool backs_frames_ = false;
 };
 
 }  // namespace fileballoon::host

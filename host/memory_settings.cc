@@ -76,17 +76,21 @@ Result<std::chrono::milliseconds> parse_timeout(std::string_view text) {
 
 json::object encode(const MemorySettings& settings) {
   const StoreSettings& store = settings.store;
-  return {{"policy", to_string(settings.policy)},
-          {"timeout_ms", settings.timeout.count()},
-          {"actor", to_string(settings.actor)},
-          {"minimum_bytes", settings.minimum.count()},
-          {"weight", settings.weight},
-          {"store",
-           {{"memory_bytes", store.memory.count()},
-            {"compression", to_string(store.compression)},
-            {"path", store.path},
-            {"file_limit_bytes", store.file_limit.count()},
-            {"daily_writes_bytes", store.daily_writes.count()}}}};
+  json::object object{{"policy", to_string(settings.policy)},
+                      {"timeout_ms", settings.timeout.count()},
+                      {"actor", to_string(settings.actor)},
+                      {"minimum_bytes", settings.minimum.count()},
+                      {"weight", settings.weight},
+                      {"store",
+                       {{"memory_bytes", store.memory.count()},
+                        {"compression", to_string(store.compression)},
+                        {"path", store.path},
+                        {"file_limit_bytes", store.file_limit.count()},
+                        {"daily_writes_bytes", store.daily_writes.count()}}}};
+  if (settings.cache) {
+    object["cache"] = to_string(*settings.cache);
+  }
+  return object;
 }
 
 MemorySettings decode_memory_settings(const json::object& object) {
@@ -102,6 +106,9 @@ MemorySettings decode_memory_settings(const json::object& object) {
   read_if_there(object, "minimum_bytes", settings.minimum, bytes_in);
   read_if_there(object, "weight", settings.weight,
                 [](const json::value& v) { return v.to_number<std::uint32_t>(); });
+  if (const auto* cache = object.if_contains("cache")) {
+    settings.cache = parse_cache_mode(text_in(*cache)).value();
+  }
   if (const auto* stored = object.if_contains("store")) {
     const json::object& store = stored->as_object();
     StoreSettings& out = settings.store;

@@ -6,10 +6,12 @@
 #include <boost/json.hpp>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "fileballoon/arbiter_types.h"
+#include "fileballoon/cold_cache.h"
 #include "fileballoon/policy_names.h"
 #include "uffd/pager/codec.h"
 
@@ -38,6 +40,7 @@ struct MemorySettings {
   Bytes minimum;
   std::uint32_t weight = kDefaultWeight;
   StoreSettings store;
+  std::optional<CacheMode> cache;  ///< what the guest does with cold page cache; absent: its choice
   bool operator==(const MemorySettings&) const = default;
 };
 

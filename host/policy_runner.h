@@ -49,6 +49,8 @@ class PolicyRunner {
                                         std::optional<ActorName> actor);
   [[nodiscard]] Result<void> set_minimum(Bytes minimum);
   void set_weight(std::uint32_t weight) { settings_.weight = weight; }
+  /// Only remembered here; the guest acts on it.
+  void set_cache(CacheMode mode) { settings_.cache = mode; }
 
   /// What the arbiter gives the VM below its ceiling, and whether it may be paged for it.
   void set_share(Bytes target, bool may_force);

@@ -3,6 +3,29 @@
 #include <algorithm>
 
 namespace fileballoon::host {
+namespace {
+
+/// What is discarded between two looks at whether the batch still counts: a folio of the balloon.
+constexpr Bytes kStep = Bytes::mib(2);
+
+/// False: cancelled meanwhile.
+bool discard(const BackingRange& piece, RamOwner& owner, const std::atomic<bool>& cancelled,
+             wire::RangeOutcome& outcome) {
+  const HostRange whole = piece.range;
+  for (Bytes at; at < whole.size; at = at + kStep) {
+    if (cancelled.load(std::memory_order_relaxed)) {
+      return false;
+    }
+    const DiscardOutcome done =
+        owner.discard({piece.backing, {whole.start + at, std::min(kStep, whole.size - at)}});
+    outcome.discarded += done.discarded;
+    outcome.not_zero += done.not_zero;
+    outcome.failed += done.failed;
+  }
+  return true;
+}
+
+}  // namespace
 
 std::optional<std::vector<wire::RangeOutcome>> execute_report(const wire::Report& report,
                                                               const RamLayout& layout,
@@ -13,9 +36,6 @@ std::optional<std::vector<wire::RangeOutcome>> execute_report(const wire::Report
   std::vector<BackingRange> pieces;
   GuestFrame next;  // ranges must start here or above
   for (const FrameRange& range : report.ranges) {
-    if (cancelled.load(std::memory_order_relaxed)) {
-      return std::nullopt;
-    }
     wire::RangeOutcome outcome;
     pieces.clear();
     if (range.first < next || !layout.translate(range, pieces)) {
@@ -24,10 +44,9 @@ std::optional<std::vector<wire::RangeOutcome>> execute_report(const wire::Report
       continue;
     }
     for (const BackingRange& piece : pieces) {
-      const DiscardOutcome done = owner.discard(piece);
-      outcome.discarded += done.discarded;
-      outcome.not_zero += done.not_zero;
-      outcome.failed += done.failed;
+      if (!discard(piece, owner, cancelled, outcome)) {
+        return std::nullopt;
+      }
     }
     next = range.end();
     outcomes.push_back(outcome);

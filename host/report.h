@@ -13,7 +13,7 @@
 
 namespace fileballoon::host {
 
-/// Executes `report`; one outcome per range. Looks at `cancelled` before every range and returns
+/// Executes `report`; one outcome per range. Looks at `cancelled` before every 2 MiB and returns
 /// nothing where it is set: the batch is then void, and what was discarded so far were zero pages.
 /// Blocks for the discards. Thread-safe where `owner` is.
 [[nodiscard]] std::optional<std::vector<wire::RangeOutcome>> execute_report(

@@ -60,7 +60,7 @@ std::int64_t RpcParams::integer(std::string_view key) const {
   return *value;
 }
 
-Bytes RpcParams::size(std::string_view key, Bytes whole) const {
+Bytes RpcParams::size(std::string_view key, std::optional<Bytes> whole) const {
   const auto* value = params_.if_contains(key);
   if (value == nullptr) {
     bad_params(fmt::format("parameter '{}' is missing", key));

@@ -46,6 +46,7 @@ json::object encode_vm(const SavedVm& vm) {
           {"qmp", vm.spec.qmp},
           {"refault", to_string(vm.spec.refault)},
           {"band", vm.spec.band},
+          {"back_frames", vm.spec.back_frames},
           {"target_bytes", vm.limits.target.count()},
           {"floor_bytes", vm.limits.floor.count()},
           {"memory", std::move(memory)},
@@ -73,6 +74,8 @@ SavedVm decode_vm(const json::object& object) {
   vm.spec.refault = parse_refault_mode(text(object, "refault")).value();
   vm.spec.band = object.at("band").to_number<int>();
   check_band(vm.spec.band).value();
+  const auto* back_frames = object.if_contains("back_frames");  // not of an older daemon
+  vm.spec.back_frames = back_frames != nullptr && back_frames->as_bool();
   vm.known.start_time = number(object, "start_time");
   vm.limits = {Bytes(number(object, "target_bytes")), Bytes(number(object, "floor_bytes"))};
   if (const auto* memory = object.if_contains("memory")) {  // not in the file of an older daemon

@@ -73,6 +73,10 @@ Vm::Vm(asio::io_context& control, Pools pools, EventLog& events, Attachment atta
   if (wanted.share) {
     policy_->set_share(*wanted.share, false);
   }
+  session_.set_backs_frames(backs_frames());
+  if (policy_->settings().cache) {
+    session_.set_cache({*policy_->settings().cache});
+  }
   send_limits();
 }
 
@@ -162,7 +166,10 @@ void Vm::release_ram() {
   if (cancelled_) {
     cancelled_->store(true, std::memory_order_relaxed);
   }
-  ram_.reset();
+  if (ram_) {
+    // Not here: closing the last descriptor of a large memfd takes the kernel its time.
+    asio::post(worker_, [ram = std::move(ram_)]() mutable { ram.reset(); });
+  }
 }
 
 void Vm::abandon() {
@@ -197,6 +204,7 @@ asio::awaitable<void> Vm::detach() {
   pidfd_.close(ignored);
   asio::steady_timer patience(control_, std::chrono::seconds(1));
   if (channel_) {
+    // Cancels the work, and tells the guest when none is left.
     session_.fail(wire::ErrorCode::detached, "the VM was detached from the host's daemon");
     channel_->notify();
     patience.async_wait([channel = channel_](const error_code& cancelled) {
@@ -246,6 +254,7 @@ std::uint64_t Vm::advance_epoch() {
 }
 
 void Vm::set_cache(CacheMode mode) {
+  policy_->set_cache(mode);
   session_.set_cache({mode});
   if (channel_) {
     channel_->notify();
@@ -383,12 +392,14 @@ void Vm::on_established(const wire::Hello& hello, bool rebooted) {
   }
   events_.publish_from_guest(Severity::info, "guest-connected", spec_.name,
                              "the guest's agent is connected");
-  if ((hello.features & wire::kFeatureTellHostFirst) != 0 && ram_ && !ram_->can_populate()) {
+  if ((hello.features & wire::kFeatureTellHostFirst) != 0 && !backs_frames()) {
     session_.fail(wire::ErrorCode::other,
-                  "deflate=tell-host-first needs a host that backs frames on request, which "
-                  "--refault uffd does not; attach the VM with --refault kernel");
+                  "deflate=tell-host-first needs a host that backs frames on request: attach the "
+                  "VM with --back-frames, and with --refault kernel");
   }
 }
+
+bool Vm::backs_frames() const { return spec_.back_frames && ram_ && ram_->can_populate(); }
 
 void Vm::on_session_over() { cancelled_->store(true, std::memory_order_relaxed); }
 

@@ -155,6 +155,8 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   void finish_report(GuestSession::Batch batch,
                      std::optional<std::vector<wire::RangeOutcome>> outcomes);
   void release_ram();
+  /// Whether POPULATE is offered: the operator allows it, and the owner of the RAM can.
+  [[nodiscard]] bool backs_frames() const;
   [[nodiscard]] boost::json::value guest_numbers() const;
 
   asio::io_context& control_;

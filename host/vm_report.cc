@@ -1,9 +1,45 @@
 // What `list` and `stats` say of a VM: each number under a name that tells what it is and in which
 // unit. The names are an interface; scripts read them.
+#include "fileballoon/deflate_mode.h"
+#include "fileballoon/growth.h"
 #include "host/guest_stat_names.h"
 #include "host/vm.h"
 
 namespace fileballoon::host {
+namespace {
+
+/// What a guest sent for an enumeration, which may be anything, in words.
+template <class Enum>
+boost::json::value words(std::uint64_t value) {
+  // Every to_string() has a text for values that it does not know, and all of these are small.
+  return boost::json::value(to_string(static_cast<Enum>(std::min<std::uint64_t>(value, 255))));
+}
+
+boost::json::value shown(StatName::As as, std::uint64_t value) {
+  switch (as) {
+    case As::number:
+      return value;
+    case As::pages_in_bytes:
+      return Bytes::pages(value).count();
+    case As::centi:
+      return static_cast<double>(value) / 100;
+    case As::growth: {
+      GrowthDecision decision;
+      decision.reason = static_cast<GrowthReason>(std::min<std::uint64_t>(value, 255));
+      return boost::json::value(to_string(decision));
+    }
+    case As::cache_mode:
+      return words<CacheMode>(value);
+    case As::method:
+      return words<ReclaimMethod>(value);
+    case As::deflate_mode:
+      return words<DeflateMode>(value);
+  }
+  return nullptr;
+}
+
+}  // namespace
+
 std::string Vm::state() const {
   if (!channel_) {
     return "no channel";
@@ -39,7 +75,7 @@ boost::json::value Vm::guest_numbers() const {
   boost::json::object guest;
   for (const StatName& stat : kStatNames) {
     if (const auto found = guest_stats_.find(stat.key); found != guest_stats_.end()) {
-      guest[stat.name] = stat.pages ? Bytes::pages(found->second).count() : found->second;
+      guest[stat.name] = shown(stat.as, found->second);
     }
   }
   guest["age_s"] = std::chrono::duration<double>(Clock::now() - *guest_stats_at_).count();

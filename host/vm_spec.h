@@ -18,6 +18,9 @@ struct VmSpec {
   std::string qmp;      ///< UNIX socket of QEMU's monitor; may be empty
   RefaultMode refault = RefaultMode::kernel;
   int band = 0;  ///< 0 is the highest
+  /// The guest may have frames backed on request (deflate=tell-host-first). The memory is charged
+  /// to this daemon, so a guest that nobody allowed it cannot.
+  bool back_frames = false;
 };
 
 inline constexpr int kMaxBand = static_cast<int>(kBands) - 1;

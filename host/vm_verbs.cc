@@ -165,7 +165,7 @@ json::value epoch(Vm& vm, const json::object& raw, const VerbContext& /*context*
   params.allow_only({"name", "advance"});
   if (const auto* advance = raw.if_contains("advance")) {
     if (!advance->is_bool()) {
-      refuse("parameter 'advance' must be true or false");
+      throw RpcFailure(RpcCode::invalid_params, "parameter 'advance' must be true or false");
     }
     if (advance->as_bool()) {
       vm.advance_epoch();
@@ -195,6 +195,7 @@ json::value cache(Vm& vm, const json::object& raw, const VerbContext& context) {
   params.allow_only({"name", "mode"});
   const CacheMode mode = good_or_refuse(parse_cache_mode(params.text("mode")));
   vm.set_cache(mode);
+  context.save();
   context.events.publish(Severity::info, "cache-mode-set", vm.spec().name,
                          fmt::format("cold page cache: {}", to_string(mode)));
   return json::object{{"name", vm.spec().name}, {"mode", to_string(mode)}, {"state", vm.state()}};

@@ -20,11 +20,12 @@ run() {  # NAME PROGRAM ARGUMENT...
 run fault_latency "$build/bench/fault_latency"
 run discard_rate "$build/bench/discard_rate"
 run pager "$build/bench/pager"
+run pager_access "$build/bench/pager_access"
 run pager_takeover "$build/bench/pager_takeover"
 run arbiter_sim "$build/bench/arbiter_sim" --vms 10000 --hours 24
 run guest_fill "$build/bench/guest_fill_vm"
 "$(dirname "$0")/fetch-build-sources.sh" "$build/build-sources"
-for scenario in inflate pressure interference rest build; do
+for scenario in inflate pressure interference rest build overcommit; do
   run "vm_bench-$scenario" "$build/bench/vm_bench" --scenario "$scenario"
 done
 # Two minutes a mode: one run.

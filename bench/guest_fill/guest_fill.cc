@@ -251,6 +251,10 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
 int main(int argc, char** argv) {
   using namespace fileballoon::guest;
   const std::uint64_t mib = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 256;
+  if (mib == 0) {
+    std::fprintf(stderr, "usage: guest_fill [MIB [VARIANT]]\n");
+    return 2;
+  }
   std::string mount_point = "/tmp/guest_fill.XXXXXX";
   ::mkdir("/tmp", 01777);
   if (::mkdtemp(mount_point.data()) == nullptr) {

@@ -239,6 +239,20 @@ TEST_F(Balloonfs, SigtermEmptiesAndUnmounts) {
   EXPECT_FALSE(mount_.is_mounted());
 }
 
+// Lost otherwise: what the guest writes to a frame that it uses again while the host is between
+// looking at it and discarding it.
+TEST_F(Balloonfs, BeforeItEndsItWaitsForTheAnswerToWhatItHasTold) {
+  host_.answer_with(FakeHost::Answer::silence);
+  host_.set_limits({Bytes::mib(16), Bytes(0)});
+  ASSERT_TRUE(mount_.start(mount_.channel()));
+  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 2; }));
+  ASSERT_EQ(::kill(mount_.pid(), SIGTERM), 0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_NE(mount_.child("balloonfs-infl"), 0) << "it has let go of pages that are being discarded";
+  host_.answer_pending();
+  EXPECT_EQ(mount_.wait_end(10), 0);
+}
+
 TEST_F(Balloonfs, UmountEndsTheAgent) {
   host_.set_limits({Bytes::mib(16), Bytes(0)});
   ASSERT_TRUE(mount_.start(mount_.channel()));

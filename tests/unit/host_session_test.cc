@@ -252,6 +252,7 @@ TEST_F(HostSession, UnknownTypesAreSkipped) {
 // Lost otherwise: a guest of the mode tell-host-first never gets its memory back, or gets an answer
 // to what another session asked.
 TEST_F(HostSession, RequestsToBackFramesAreAnsweredInTheirSessionAndBounded) {
+  host.set_backs_frames(true);
   connect();
   for (std::size_t i = 0; i < GuestSession::kMaxOpenReports; ++i) {
     send(wire::Populate{{{GuestFrame(300 + i), 1}}});
@@ -268,7 +269,35 @@ TEST_F(HostSession, RequestsToBackFramesAreAnsweredInTheirSessionAndBounded) {
   EXPECT_FALSE(host.has_output());
 }
 
+// Lost otherwise: memory of the daemon's own group, taken by a guest that nobody allowed it.
+TEST_F(HostSession, NothingIsBackedWhereNobodyAllowedIt) {
+  host.open();
+  EXPECT_EQ(only<wire::Hello>(from_host()).at(0).features & wire::kFeaturePopulate, 0U);
+  connect();
+  send(wire::Populate{{{GuestFrame(300), 1}}});
+  EXPECT_TRUE(recorder.populates.empty());
+  expect_failure(wire::ErrorCode::other, "does not back frames");
+}
+
+// Lost otherwise: what the guest writes to a frame that it uses again, since the session is over,
+// while a worker is between looking at it and discarding it.
+TEST_F(HostSession, TheErrorWaitsUntilNoReportIsInWork) {
+  connect();
+  send(wire::Report{{{GuestFrame(300), 1}}});
+  send(wire::Report{{{GuestFrame(400), 1}}});
+  host.fail(wire::ErrorCode::detached, "detached");
+  EXPECT_TRUE(recorder.over) << "the work must be cancelled at once";
+  EXPECT_FALSE(host.has_output());
+  host.complete(recorder.reports[0].first, {});
+  EXPECT_FALSE(host.has_output());
+  EXPECT_FALSE(host.is_over());
+  host.complete(recorder.reports[1].first, {});
+  expect_failure(wire::ErrorCode::detached, "detached");
+  EXPECT_TRUE(host.is_over());
+}
+
 TEST_F(HostSession, TheHelloSaysThatFramesCanBeBacked) {
+  host.set_backs_frames(true);
   host.open();
   EXPECT_EQ(only<wire::Hello>(from_host()).at(0).features & wire::kFeaturePopulate,
             wire::kFeaturePopulate);

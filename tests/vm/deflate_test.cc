@@ -16,7 +16,7 @@ class Deflate : public VmTest {};
 TEST_F(Deflate, BatchedIsHeardAndTellHostFirstHasMemoryBackedBeforeItIsUsed) {
   boot();
   start_daemon();
-  daemon().attach(kName, vm());
+  daemon().attach(kName, vm(), "kernel", {{"back_frames", true}});
   Agent agent(vm());
   agent.mount("deflate=batched,deflate_every=200");
   wait_connected();
@@ -70,7 +70,7 @@ TEST_F(Deflate, BatchedIsHeardAndTellHostFirstHasMemoryBackedBeforeItIsUsed) {
 TEST_F(Deflate, TellHostFirstIsRefusedWhereTheHostCannotBackFrames) {
   boot();
   start_daemon();
-  daemon().attach(kName, vm(), "uffd");
+  daemon().attach(kName, vm(), "uffd", {{"back_frames", true}});
   Agent agent(vm());
   agent.mount("deflate=tell-host-first,target=100M");
   EXPECT_TRUE(wait_for("the agent says why", [&] {

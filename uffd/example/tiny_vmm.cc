@@ -51,7 +51,11 @@ std::size_t wrong(const char* ram, std::size_t size, std::uint64_t seed) {
 int main(int argc, char** argv) {
   HostBalloon::Options options;
   options.refaults = RefaultMode::engine;
-  options.lazy = argc > 1 && std::string(argv[1]) == "--lazy";
+  options.lazy = argc == 2 && std::string(argv[1]) == "--lazy";
+  if (argc > 1 && !options.lazy) {
+    std::fprintf(stderr, "usage: tiny_vmm [--lazy]    (MADV_FREE in place of MADV_DONTNEED)\n");
+    return 2;
+  }
   auto* ram = static_cast<char*>(::mmap(nullptr, kRam, PROT_READ | PROT_WRITE,
                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (ram == MAP_FAILED) {

@@ -38,6 +38,7 @@ std::string find_program(const std::string& given) {
   // Installed side by side, the build tree, and the usual places.
   for (const std::string& candidate :
        {directory + "/fileballoon-faultd", directory + "/../uffd/fileballoon-faultd",
+        directory + "/../sbin/fileballoon-faultd",
         directory + "/../libexec/fileballoon/fileballoon-faultd",
         std::string("/usr/sbin/fileballoon-faultd"),
         std::string("/usr/local/sbin/fileballoon-faultd")}) {
@@ -335,8 +336,8 @@ Result<std::string> default_socket(const GuestRam& ram) {
                                      std::to_string(ram.process().start_time) + ".sock");
     }
   }
-  return Error{"cannot write to " + directories.back() +
-               ", where fault keepers listen: " + std::strerror(errno)};
+  return Error{"cannot write to " + directories.back() + ", where fault keepers listen: " +
+               std::strerror(errno) + "; make that folder, or run as root"};
 }
 
 }  // namespace fileballoon::faultd

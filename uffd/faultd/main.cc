@@ -130,7 +130,12 @@ int main(int argc, char** argv) {
   app.add_option("--shards", options.shards, "userfaultfds to divide the RAM among, default 2")
       ->check(CLI::Range(1, 16));
   app.add_flag("--daemonize", background, "attach, report, and go on in the background");
-  CLI11_PARSE(app, argc, argv);
+  app.set_version_flag("--version", "fileballoon-faultd " FILEBALLOON_VERSION);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
   if (guard) {
     return faultd::run_guard(pid);
   }
