@@ -28,6 +28,12 @@ bool read_remote(pid_t pid, std::uint64_t address, void* into, std::size_t size)
   return ::process_vm_readv(pid, &local, 1, &remote, 1, 0) == static_cast<ssize_t>(size);
 }
 
+bool write_remote(pid_t pid, std::uint64_t address, std::string_view bytes) {
+  const iovec local{const_cast<char*>(bytes.data()), bytes.size()};
+  const iovec remote{reinterpret_cast<void*>(address), bytes.size()};
+  return ::process_vm_writev(pid, &local, 1, &remote, 1, 0) == static_cast<ssize_t>(bytes.size());
+}
+
 bool is_syscall_instruction(pid_t pid, std::uint64_t address) {
   std::array<unsigned char, 2> bytes{};
   return read_remote(pid, address, bytes.data(), bytes.size()) && bytes == kSyscall;
@@ -62,7 +68,9 @@ Tracee::Tracee(Tracee&& other) noexcept
       at_event_stop_(other.at_event_stop_),
       stopped_at_(other.stopped_at_),
       saved_(other.saved_),
-      saved_mask_(other.saved_mask_) {}
+      saved_mask_(other.saved_mask_),
+      lent_at_(std::exchange(other.lent_at_, 0)),
+      lent_over_(std::move(other.lent_over_)) {}
 
 Tracee::~Tracee() { (void)release(); }
 
@@ -253,6 +261,27 @@ Result<std::int64_t> Tracee::call(std::uint64_t instruction, int number,
   return static_cast<std::int64_t>(regs.rax);
 }
 
+std::optional<std::uint64_t> Tracee::lend(std::string_view bytes) {
+  give_back();
+  // System V ABI for x86-64, 3.2.2: a leaf function may use 128 bytes below RSP, and nobody less.
+  constexpr std::uint64_t kRedZone = 128;
+  const std::uint64_t at = (saved_.rsp - kRedZone - bytes.size()) & ~std::uint64_t{15};
+  lent_over_.resize(bytes.size());
+  if (!read_remote(process_->pid, at, lent_over_.data(), lent_over_.size()) ||
+      !write_remote(process_->pid, at, bytes)) {
+    return std::nullopt;
+  }
+  lent_at_ = at;
+  return at;
+}
+
+void Tracee::give_back() {
+  if (lent_at_ != 0) {
+    (void)write_remote(process_->pid, lent_at_, lent_over_);
+    lent_at_ = 0;
+  }
+}
+
 bool Tracee::release() {
   if (!attached_) {
     return false;
@@ -261,6 +290,7 @@ bool Tracee::release() {
   if (!stopped_) {
     return false;
   }
+  give_back();
   if (!changed_) {
     return ::ptrace(PTRACE_DETACH, tid_, nullptr, nullptr) == 0;
   }

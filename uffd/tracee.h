@@ -9,6 +9,9 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
 
 #include "fileballoon/result.h"
 #include "uffd/process.h"
@@ -45,6 +48,10 @@ class Tracee {
   [[nodiscard]] Result<std::int64_t> call(std::uint64_t instruction, int number,
                                           std::array<std::uint64_t, 6> arguments);
 
+  /// Puts `bytes` where the thread's calls can read them, and gives the address: below what its
+  /// stack uses. Put back at the end; nothing where that part of the stack is not there.
+  [[nodiscard]] std::optional<std::uint64_t> lend(std::string_view bytes);
+
   /// Restores and detaches now instead of on destruction. False where the thread died meanwhile.
   bool release();
 
@@ -54,6 +61,7 @@ class Tracee {
   enum class Stop { event, system_call, dead, timeout };
   [[nodiscard]] Stop wait(Clock::time_point deadline);
   [[nodiscard]] bool resume_to_system_call_stop();
+  void give_back();
 
   const Process* process_;
   pid_t tid_;
@@ -65,6 +73,8 @@ class Tracee {
   Clock::time_point stopped_at_{};
   user_regs_struct saved_{};
   std::uint64_t saved_mask_ = 0;
+  std::uint64_t lent_at_ = 0;
+  std::string lent_over_;  // what lay there before
 };
 
 }  // namespace fileballoon

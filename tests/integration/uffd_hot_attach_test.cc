@@ -21,6 +21,7 @@
 namespace fileballoon {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing::StandIn;
 using namespace std::chrono_literals;
@@ -205,6 +206,37 @@ TEST(HotAttach, RamOnTmpfsWorks) {
   ::unlink(path.c_str());
 }
 
+TEST(HotAttach, RamOnHugePagesWorks) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("fill 0 16384"), "ok");
+  // Part of each of four huge pages, one whole one, and parts of two that meet.
+  const std::vector<std::pair<unsigned, unsigned>> zeroed = {
+      {10, 1}, {600, 300}, {1536, 512}, {3000, 200}};
+  for (const auto& [first, count] : zeroed) {
+    ASSERT_EQ(vmm.ask("zero " + std::to_string(first) + " " + std::to_string(count)), "ok");
+  }
+  if (const std::string collapsed = vmm.ask("collapse 0 16384"); collapsed != "ok") {
+    GTEST_SKIP() << "this kernel makes no huge pages of shared memory: " << collapsed;
+  }
+  for (const RefaultMode mode : {RefaultMode::engine, RefaultMode::kernel}) {
+    WatchedRam::Options options;
+    options.mode = mode;
+    Attached attached(vmm.pid(), 2, options);
+    const DiscardOutcome outcome = attached.discarder->discard(0, {HostOffset(0), Bytes::mib(64)});
+    EXPECT_EQ(outcome.not_zero, 16384U - 1013U);
+    EXPECT_EQ(outcome.discarded + outcome.failed, 1013U);
+    EXPECT_EQ(attached.guest.footprint(), Bytes::pages(16384 - outcome.discarded))
+        << "what counts as discarded is gone, and nothing else";
+    for (const auto& [first, count] : zeroed) {
+      EXPECT_EQ(vmm.ask("fill " + std::to_string(first) + " " + std::to_string(count)), "ok");
+    }
+    EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+    for (const auto& [first, count] : zeroed) {
+      ASSERT_EQ(vmm.ask("zero " + std::to_string(first) + " " + std::to_string(count)), "ok");
+    }
+  }
+}
+
 TEST(HotAttach, ENOMEMWhileFillingWaitsAndLosesNothing) {
   char dir[] = "/tmp/fileballoon-tmpfs-XXXXXX";
   ASSERT_NE(::mkdtemp(dir), nullptr);
@@ -280,6 +312,38 @@ TEST(HotAttachRefuses, AProcessUnderADebugger) {
 TEST(HotAttachRefuses, ASandboxThatWouldKillItAndItLives) {
   StandIn vmm({"--sandbox"});
   EXPECT_THAT(attach_error(vmm.pid()), HasSubstr("seccomp filter forbids userfaultfd(2)"));
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+// A VMM without privileges, as libvirt runs QEMU. The system call is forbidden to it unless
+// vm.unprivileged_userfaultfd is 1.
+TEST(HotAttach, AnUnprivilegedVmmIsAttachedThroughTheDevice) {
+  if (::access("/dev/userfaultfd", F_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no /dev/userfaultfd";
+  }
+  StandIn vmm({"--nobody", "666"});
+  const std::string fds = vmm.ask("fds");
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  Attached attached(vmm.pid());
+  EXPECT_EQ(attached.discarder->discard(0, {HostOffset(0), Bytes::mib(64)}).discarded, 16384U);
+  EXPECT_EQ(vmm.ask("fill 0 16384"), "ok");
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+  EXPECT_EQ(vmm.ask("fds"), fds);
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+TEST(HotAttachRefuses, AVmmThatMayNeitherOpenTheDeviceNorMakeTheCall) {
+  std::ifstream sysctl("/proc/sys/vm/unprivileged_userfaultfd");
+  int unprivileged = 1;
+  sysctl >> unprivileged;
+  if (unprivileged != 0 || ::access("/dev/userfaultfd", F_OK) != 0) {
+    GTEST_SKIP() << "every process may make a userfaultfd here, or there is no device for it";
+  }
+  StandIn vmm({"--nobody", "600"});
+  EXPECT_THAT(attach_error(vmm.pid()),
+              AllOf(HasSubstr("/dev/userfaultfd: Permission denied, userfaultfd(2): Operation not "
+                              "permitted"),
+                    HasSubstr("vm.unprivileged_userfaultfd=1"), HasSubstr("/dev/userfaultfd,")));
   EXPECT_EQ(vmm.ask("errors"), "0");
 }
 

@@ -7,10 +7,13 @@
 #include <linux/futex.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -33,6 +36,7 @@
 namespace {
 
 constexpr std::size_t kPage = 4096;
+constexpr int kMadvCollapse = 25;  // Linux 6.1; not in Debian 12's headers
 
 std::atomic<std::uint64_t> errors{0};
 std::atomic<std::uint64_t> progress{0};
@@ -134,6 +138,19 @@ void forbid_userfaultfd() {
   }
 }
 
+// A mount namespace of its own in which everybody may (`mode` 0666) or nobody but root may (0600)
+// open /dev/userfaultfd, and an ordinary user's rights in it.
+bool become_nobody(mode_t mode) {
+  struct stat device {};
+  return ::stat("/dev/userfaultfd", &device) == 0 && ::unshare(CLONE_NEWNS) == 0 &&
+         ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+         ::mount("tmpfs", "/mnt", "tmpfs", 0, "size=1m") == 0 &&
+         ::mknod("/mnt/userfaultfd", S_IFCHR | 0600, device.st_rdev) == 0 &&
+         ::chmod("/mnt/userfaultfd", mode) == 0 &&
+         ::mount("/mnt/userfaultfd", "/dev/userfaultfd", nullptr, MS_BIND, nullptr) == 0 &&
+         ::setresgid(65534, 65534, 65534) == 0 && ::setresuid(65534, 65534, 65534) == 0;
+}
+
 int open_ram(const std::string& kind, std::size_t size) {
   int fd = -1;
   if (kind == "memfd") {
@@ -168,13 +185,23 @@ int main(int argc, char** argv) {
       threads = false;
     } else if (argument == "--sandbox") {
       sandbox = true;
+    } else if (argument == "--nobody" && i + 1 < argc) {
+      if (!become_nobody(static_cast<mode_t>(std::stoul(argv[++i], nullptr, 8)))) {
+        std::perror("stand-in: --nobody");
+        return 1;
+      }
     }
   }
   const int fd = open_ram(kind, size);
   char* ram = nullptr;
   if (kind != "none") {
     const int flags = kind == "private" ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-    ram = static_cast<char*>(::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, fd, 0));
+    // Where huge pages fit, as QEMU places its RAM.
+    constexpr std::uintptr_t kHuge = 2 << 20;
+    const auto reserved = reinterpret_cast<std::uintptr_t>(
+        ::mmap(nullptr, size + kHuge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    ram = static_cast<char*>(::mmap(reinterpret_cast<void*>((reserved + kHuge - 1) / kHuge * kHuge),
+                                    size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0));
     if (ram == MAP_FAILED) {
       std::perror("mmap");
       return 1;
@@ -236,6 +263,9 @@ int main(int argc, char** argv) {
         ++touches;
       }
       std::cout << touches << ' ' << slow << ' ' << longest.count() << std::endl;
+    } else if (command == "collapse") {  // into huge pages
+      const int result = ::madvise(ram + first * kPage, count * kPage, kMadvCollapse);
+      std::cout << (result == 0 ? "ok" : std::strerror(errno)) << std::endl;
     } else if (command == "unmap") {
       ::munmap(ram + first * kPage, count * kPage);
       std::cout << "ok" << std::endl;
