@@ -162,6 +162,50 @@ TEST_F(Daemon, WithRefaultsByUffdADiscardedFrameComesBackAsZeroAlsoWithoutTheDae
   EXPECT_FALSE(has_event("detach-incomplete", "vm1"));
 }
 
+// Lost otherwise: a guest whose VMM forbids the userfaultfd could not have a balloon at all.
+TEST_F(Daemon, WhereTheVmmAllowsNoUserfaultfdDiscardsGoOnWithAWarning) {
+  fileballoon::testing::StandIn vmm({"--sandbox", "--quiet"});
+  ASSERT_EQ(vmm.ask("zero 1024 256"), "ok");
+  start();
+  const Output refused = ctl({"attach", "vm1", "--pid", std::to_string(vmm.pid()), "--channel",
+                              guest.socket(), "--refault", "uffd"});
+  EXPECT_NE(refused.status, 0);
+  EXPECT_THAT(refused.error, HasSubstr("seccomp filter forbids userfaultfd(2)"));
+  ASSERT_TRUE(guest.accept());  // the connection of that attempt
+  const Output done =
+      ctl({"attach", "vm1", "--pid", std::to_string(vmm.pid()), "--channel", guest.socket()});
+  ASSERT_EQ(done.status, 0) << done.error;
+  EXPECT_THAT(json::serialize(stats("vm1").at("warnings")),
+              AllOf(HasSubstr("not write-protected"), HasSubstr("seccomp filter forbids")));
+  ASSERT_TRUE(guest.connect());
+  guest.send(wire::Report{{{GuestFrame(1024), 256}}});
+  const auto ack = guest.expect<wire::Ack>();
+  ASSERT_TRUE(ack);
+  EXPECT_EQ(ack->outcomes[0], (wire::RangeOutcome{256, 0, 0, 0}));
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+// As with a QEMU whose write-protection the daemon can have: nothing to warn of, and nobody is left
+// behind when the VM is detached.
+TEST_F(Daemon, ByDefaultAKeeperWriteProtectsAndLeavesWithTheVm) {
+  start();
+  attach("vm1", vm, guest);
+  EXPECT_THAT(json::serialize(stats("vm1").at("warnings")), Not(HasSubstr("write-protected")));
+  const auto keepers = [&] {
+    std::size_t count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("/run/fileballoon")) {
+      count += entry.path().string().find("faultd-" + std::to_string(vm.pid()) + "-") !=
+                       std::string::npos
+                   ? 1
+                   : 0;
+    }
+    return count;
+  };
+  EXPECT_EQ(keepers(), 1U);
+  EXPECT_EQ(ctl({"detach", "vm1"}).status, 0);
+  EXPECT_TRUE(eventually([&] { return keepers() == 0; }));
+}
+
 TEST_F(Daemon, AFastDeflateIsAnEventAsItHappens) {
   fileballoon::testing::StandIn vmm({"--quiet"});
   ASSERT_EQ(vmm.ask("zero 1024 8192"), "ok");

@@ -266,6 +266,9 @@ TEST(EngineEvents, RemovedMemoryComesBackAsZeros) {
   ASSERT_EQ(::madvise(memory.page(8), 4 * kPageSize, MADV_REMOVE), 0);
   EXPECT_EQ(memory.page(9)[0], std::byte{0});
   EXPECT_EQ(engine.stats().remove_events, 1U);
+  for (int i = 0; i < 500 && engine.deflated_pages() == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));  // counted after the wake-up
+  }
   EXPECT_EQ(engine.deflated_pages(), 1U);
 }
 

@@ -332,6 +332,19 @@ TEST(HotAttach, AnUnprivilegedVmmIsAttachedThroughTheDevice) {
   EXPECT_EQ(vmm.ask("errors"), "0");
 }
 
+TEST(HotAttach, ASandboxThatAllowsTheDeviceIsNoObstacle) {
+  if (::access("/dev/userfaultfd", R_OK | W_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no /dev/userfaultfd";
+  }
+  StandIn vmm({"--sandbox-with-files"});
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  Attached attached(vmm.pid());
+  EXPECT_EQ(attached.discarder->discard(0, {HostOffset(0), Bytes::mib(64)}).discarded, 16384U);
+  EXPECT_EQ(vmm.ask("fill 0 16384"), "ok");
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
 TEST(HotAttachRefuses, AVmmThatMayNeitherOpenTheDeviceNorMakeTheCall) {
   std::ifstream sysctl("/proc/sys/vm/unprivileged_userfaultfd");
   int unprivileged = 1;

@@ -123,11 +123,14 @@ void calculator() {  // registers and floating point state, outside any system c
   }
 }
 
-// Makes userfaultfd(2) kill the process, as a strict sandbox would.
-void forbid_userfaultfd() {
+// Makes userfaultfd(2), and opening files unless `files`, kill the process, as a strict sandbox
+// would.
+void forbid_userfaultfd(bool files) {
+  const std::uint32_t other = files ? SYS_userfaultfd : SYS_openat;
   sock_filter program[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 1, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, other, 0, 1),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
@@ -175,6 +178,7 @@ int main(int argc, char** argv) {
   std::size_t size = 64 << 20;
   bool threads = true;
   bool sandbox = false;
+  bool sandbox_files = false;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--ram" && i + 1 < argc) {
@@ -185,6 +189,8 @@ int main(int argc, char** argv) {
       threads = false;
     } else if (argument == "--sandbox") {
       sandbox = true;
+    } else if (argument == "--sandbox-with-files") {
+      sandbox = sandbox_files = true;
     } else if (argument == "--nobody" && i + 1 < argc) {
       if (!become_nobody(static_cast<mode_t>(std::stoul(argv[++i], nullptr, 8)))) {
         std::perror("stand-in: --nobody");
@@ -212,7 +218,7 @@ int main(int argc, char** argv) {
   action.sa_flags = SA_RESTART;
   ::sigaction(SIGUSR1, &action, nullptr);
   if (sandbox) {
-    forbid_userfaultfd();
+    forbid_userfaultfd(sandbox_files);
   }
   // A handler that runs makes some calls return EINTR, rightly: only the main thread takes signals.
   sigset_t usr1;

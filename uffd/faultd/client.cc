@@ -35,9 +35,10 @@ std::string find_program(const std::string& given) {
     directory = self.data();
     directory.resize(directory.rfind('/'));
   }
-  // Installed side by side, the build tree, and the usual places.
+  // Installed side by side, the build tree (its tests lie one folder deeper), and the usual places.
   for (const std::string& candidate :
        {directory + "/fileballoon-faultd", directory + "/../uffd/fileballoon-faultd",
+        directory + "/../../uffd/fileballoon-faultd",
         directory + "/../libexec/fileballoon/fileballoon-faultd",
         std::string("/usr/sbin/fileballoon-faultd"),
         std::string("/usr/local/sbin/fileballoon-faultd")}) {
@@ -112,7 +113,7 @@ bool FaultdClient::exchange(Connection& connection, const Request& request, Repl
 
 bool FaultdClient::is_ours(const HelloReply& hello) const {
   if (hello.magic != kMagic || hello.version != kVersion || hello.pid != ram_.pid() ||
-      hello.start_time != ram_.process().start_time ||
+      hello.start_time != ram_.process().start_time || hello.refaults != options_.refaults ||
       hello.backing_count != ram_.backings().size()) {
     return false;
   }
@@ -127,11 +128,13 @@ bool FaultdClient::is_ours(const HelloReply& hello) const {
 
 Result<void> FaultdClient::start_keeper() const {
   const std::string program = find_program(options_.program);
-  std::vector<std::string> arguments = {program,      "--daemonize",
-                                        "--pid",      std::to_string(ram_.pid()),
-                                        "--socket",   options_.socket,
-                                        "--resolver", to_string(options_.resolver),
-                                        "--shards",   std::to_string(options_.shards)};
+  std::vector<std::string> arguments = {
+      program,      "--daemonize",
+      "--pid",      std::to_string(ram_.pid()),
+      "--socket",   options_.socket,
+      "--refaults", options_.refaults == RefaultMode::kernel ? "kernel" : "engine",
+      "--resolver", to_string(options_.resolver),
+      "--shards",   std::to_string(options_.shards)};
   std::vector<char*> argv;
   for (auto& argument : arguments) {
     argv.push_back(argument.data());
@@ -193,7 +196,7 @@ Result<FaultdClient::Connection> FaultdClient::connect_or_start() {
                    " gives no answer and holds paged-out frames of " + ram_.process().label() +
                    ": it is left alone, since their content would die with it"};
     }
-    // Of another version, or of another VM that had this socket.
+    // Of another version or mode, or of another VM that had this socket.
     if (connection->fd.valid()) {
       Request leave;
       leave.operation = Operation::detach;
@@ -320,6 +323,10 @@ pid_t FaultdClient::keeper() const {
 unsigned FaultdClient::restarts() const {
   const std::lock_guard lock(mutex_);
   return restarts_;
+}
+
+bool is_kept(const std::string& socket) {
+  return connect_keeper(socket).has_value() || ::access(paging_marker(socket).c_str(), F_OK) == 0;
 }
 
 Result<std::string> default_socket(const GuestRam& ram) {
