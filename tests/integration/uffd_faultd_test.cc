@@ -70,8 +70,11 @@ TEST_F(Faultd, TellsOfDeflationAtOnceAndCountsItOnce) {
   // The last answer is counted after it has woken the writer.
   ASSERT_TRUE(eventually([&] { return daemon.client->stats()->refaulted_pages >= 100; }));
   auto watch = DeflationWatch::connect(socket()).value();
-  EXPECT_TRUE(watch.ask(10s));
   pollfd polled{watch.fd(), POLLIN, 0};
+  EXPECT_TRUE(watch.ask(10s));
+  ASSERT_EQ(::poll(&polled, 1, 5000), 1) << "the first answer comes at once";
+  EXPECT_EQ(watch.take().value(), 0U) << "what came back before is history";
+  EXPECT_TRUE(watch.ask(10s));
   EXPECT_EQ(::poll(&polled, 1, 100), 0) << "nothing came back";
   ASSERT_EQ(vmm.ask("fill 8192 1000"), "ok");
   std::uint64_t told = 0;
@@ -189,6 +192,36 @@ TEST_F(Faultd, AKeeperThatHangsIsKilledSoThatTheGuestGoesOn) {
   EXPECT_EQ(vmm.read_line(), "ok");
   EXPECT_EQ(vmm.ask("check 0 16384"), "0");
   EXPECT_NE(daemon.client->keeper(), keeper);
+}
+
+// Clients whose connections nobody accepts. Were they waited for, one hung keeper would take a
+// worker of the daemon after the other, and with them the VMs of others.
+TEST_F(Faultd, AKeeperThatAcceptsNobodyIsAnErrorAtOnce) {
+  StandIn vmm({"--quiet"});
+  const UniqueFd hung(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const sockaddr_un address = socket_address(socket()).value();
+  ASSERT_EQ(::bind(hung.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(hung.get(), 1), 0);
+  auto watch = DeflationWatch::connect(socket());
+  ASSERT_TRUE(watch.has_value()) << "asked, not waited for: " << watch.error().message;
+  EXPECT_TRUE(watch->ask(1ms));
+  pollfd polled{watch->fd(), POLLIN, 0};
+  EXPECT_EQ(::poll(&polled, 1, 0), 0);
+
+  std::vector<UniqueFd> queued;
+  for (auto fd = connect_keeper(socket()); fd.has_value(); fd = connect_keeper(socket())) {
+    queued.push_back(std::move(*fd));
+    ASSERT_LT(queued.size(), 100U);
+  }
+  const auto hangs = HasSubstr("hangs: it does not accept connections");
+  EXPECT_THAT(connect_keeper(socket()).error().message, hangs);
+  EXPECT_THAT(DeflationWatch::connect(socket()).error().message, hangs);
+  EXPECT_TRUE(is_kept(socket())) << "nobody else may discard that VM's RAM";
+  const GuestRam ram = GuestRam::open(vmm.pid()).value();
+  const auto client = FaultdClient::attach(ram, options());
+  ASSERT_TRUE(client.has_error());
+  EXPECT_THAT(client.error().message, hangs);
+  std::filesystem::remove(socket());
 }
 
 TEST_F(Faultd, EndsWithTheVm) {

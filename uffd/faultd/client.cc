@@ -25,9 +25,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kRetry{1};
 
-std::string find_program(const std::string& given) {
+Result<std::string> find_program(const std::string& given) {
+  const auto found = [](const std::string& program) {
+    return Result<std::string>(boost::system::in_place_value, program);
+  };
   if (!given.empty()) {
-    return given;
+    return found(given);
   }
   std::array<char, PATH_MAX> self{};
   std::string directory;
@@ -35,6 +38,7 @@ std::string find_program(const std::string& given) {
     directory = self.data();
     directory.resize(directory.rfind('/'));
   }
+  std::string looked;
   // Installed side by side, the build tree (its tests lie one folder deeper), and the usual places.
   for (const std::string& candidate :
        {directory + "/fileballoon-faultd", directory + "/../uffd/fileballoon-faultd",
@@ -43,10 +47,11 @@ std::string find_program(const std::string& given) {
         std::string("/usr/sbin/fileballoon-faultd"),
         std::string("/usr/local/sbin/fileballoon-faultd")}) {
     if (::access(candidate.c_str(), X_OK) == 0) {
-      return candidate;
+      return found(candidate);
     }
+    looked += (looked.empty() ? "" : ", ") + candidate;
   }
-  return "fileballoon-faultd";
+  return Error{"the fault keeper's program is not installed; looked for " + looked};
 }
 
 // Kills the keeper behind `pidfd` and waits until its userfaultfds are closed. Not one that holds
@@ -127,7 +132,11 @@ bool FaultdClient::is_ours(const HelloReply& hello) const {
 }
 
 Result<void> FaultdClient::start_keeper() const {
-  const std::string program = find_program(options_.program);
+  const auto found = find_program(options_.program);
+  if (found.has_error()) {
+    return found.error();
+  }
+  const std::string& program = *found;
   std::vector<std::string> arguments = {
       program,      "--daemonize",
       "--pid",      std::to_string(ram_.pid()),
@@ -186,7 +195,11 @@ Result<void> FaultdClient::start_keeper() const {
 }
 
 Result<FaultdClient::Connection> FaultdClient::connect_or_start() {
-  if (auto connection = connect(); connection.has_value()) {
+  if (auto connection = connect(); connection.has_error()) {
+    if (is_listened_on(options_.socket)) {
+      return connection.error();  // another one could not take its place
+    }
+  } else {
     HelloReply hello;
     if (exchange(*connection, Request{}, hello, options_.patience) && is_ours(hello)) {
       return connection;
@@ -326,7 +339,7 @@ unsigned FaultdClient::restarts() const {
 }
 
 bool is_kept(const std::string& socket) {
-  return connect_keeper(socket).has_value() || ::access(paging_marker(socket).c_str(), F_OK) == 0;
+  return is_listened_on(socket) || ::access(paging_marker(socket).c_str(), F_OK) == 0;
 }
 
 Result<std::string> default_socket(const GuestRam& ram) {

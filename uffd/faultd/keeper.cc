@@ -80,9 +80,9 @@ Result<void> Keeper::listen(const std::string& path) {
     return address.error();
   }
   const auto* name = reinterpret_cast<const sockaddr*>(&*address);
-  const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (::connect(probe.get(), name, sizeof *address) == 0) {
-    return Error{"a fault keeper answers on " + path + " already"};
+  const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (::connect(probe.get(), name, sizeof *address) == 0 || errno == EAGAIN) {
+    return Error{"a fault keeper listens on " + path + " already"};
   }
   if (errno == ECONNREFUSED) {
     ::unlink(path.c_str());  // its owner is dead
