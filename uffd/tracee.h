@@ -44,7 +44,9 @@ class Tracee {
   [[nodiscard]] pid_t tid() const { return tid_; }
   [[nodiscard]] Clock::time_point stopped_at() const { return stopped_at_; }
 
-  /// Executes one system call in the thread and gives its result (-errno on failure).
+  /// Executes one system call in the thread and gives its result (-errno on failure). A thread that
+  /// does not begin it within a second, since it is frozen by its cgroup or gets no CPU, is stopped
+  /// again and the error says so; then it has executed nothing.
   [[nodiscard]] Result<std::int64_t> call(std::uint64_t instruction, int number,
                                           std::array<std::uint64_t, 6> arguments);
 
@@ -53,6 +55,8 @@ class Tracee {
   [[nodiscard]] std::optional<std::uint64_t> lend(std::string_view bytes);
 
   /// Restores and detaches now instead of on destruction. False where the thread died meanwhile.
+  /// Waits for as long as it takes: a thread that is let go with the registers of somebody else's
+  /// call, and all signals blocked, is a VMM that crashes.
   bool release();
 
  private:
@@ -60,7 +64,8 @@ class Tracee {
 
   enum class Stop { event, system_call, dead, timeout };
   [[nodiscard]] Stop wait(Clock::time_point deadline);
-  [[nodiscard]] bool resume_to_system_call_stop();
+  [[nodiscard]] Stop resume_to_system_call_stop(Clock::time_point deadline);
+  [[nodiscard]] Stop start_call();
   void give_back();
 
   const Process* process_;

@@ -114,6 +114,91 @@ TEST(HotAttach, AStoppedProcessStaysStoppedAndGoesOnLater) {
   EXPECT_EQ(vmm.ask("fill 0 16"), "ok");
 }
 
+// A cgroup of its own (v2) for one process; gone with this.
+class Freezer {
+ public:
+  explicit Freezer(pid_t pid) {
+    std::ifstream mounts("/proc/self/mounts");
+    std::string where;
+    for (std::string device, folder, type, rest;
+         mounts >> device >> folder >> type && std::getline(mounts, rest);) {
+      where = type == "cgroup2" ? folder : where;
+    }
+    folder_ = where + "/fileballoon-test-" + std::to_string(::getpid());
+    usable_ = !where.empty() && ::mkdir(folder_.c_str(), 0755) == 0 &&
+              write("cgroup.procs", std::to_string(pid));
+  }
+  Freezer(const Freezer&) = delete;
+  Freezer& operator=(const Freezer&) = delete;
+  ~Freezer() {
+    (void)write("cgroup.freeze", "0");
+    for (int i = 0; i < 200 && ::rmdir(folder_.c_str()) != 0 && errno == EBUSY; ++i) {
+      std::this_thread::sleep_for(10ms);
+    }
+  }
+  [[nodiscard]] bool usable() const { return usable_; }
+  [[nodiscard]] bool freeze() {
+    if (!write("cgroup.freeze", "1")) {
+      return false;
+    }
+    for (int i = 0; i < 500; ++i) {
+      std::ifstream in(folder_ + "/cgroup.events");
+      const std::string text{std::istreambuf_iterator<char>(in), {}};
+      if (text.find("frozen 1") != std::string::npos) {
+        return true;
+      }
+      std::this_thread::sleep_for(10ms);
+    }
+    return false;
+  }
+  [[nodiscard]] bool thaw() { return write("cgroup.freeze", "0"); }
+
+ private:
+  [[nodiscard]] bool write(const std::string& file, const std::string& text) {
+    std::ofstream out(folder_ + "/" + file);
+    out << text << std::flush;
+    return out.good();
+  }
+  std::string folder_;
+  bool usable_ = false;
+};
+
+// Of all its threads: the signals that each blocks.
+std::string blocked_signals(pid_t pid) {
+  std::string blocked;
+  const std::filesystem::path tasks = "/proc/" + std::to_string(pid) + "/task";
+  for (const auto& task : std::filesystem::directory_iterator(tasks)) {
+    std::ifstream status(task.path() / "status");
+    for (std::string line; std::getline(status, line);) {
+      blocked += line.starts_with("SigBlk:") ? line + "\n" : "";
+    }
+  }
+  return blocked;
+}
+
+TEST(HotAttach, AFrozenProcessIsRefusedAndGoesOnAsItWas) {
+  StandIn vmm;
+  auto freezer = std::make_unique<Freezer>(vmm.pid());
+  if (!freezer->usable()) {
+    GTEST_SKIP() << "no cgroup v2 can be made here";
+  }
+  const std::string fds = vmm.ask("fds");
+  const std::string blocked = blocked_signals(vmm.pid());
+  const Process process = inspect_process(vmm.pid()).value();
+  ASSERT_TRUE(freezer->freeze());
+  const auto attachment = hot_attach(process);
+  ASSERT_TRUE(attachment.has_error());
+  EXPECT_THAT(attachment.error().message, HasSubstr("its cgroup is frozen"));
+  ASSERT_TRUE(freezer->thaw());
+  EXPECT_EQ(vmm.ask("fill 0 16"), "ok");
+  EXPECT_EQ(blocked_signals(vmm.pid()), blocked);
+  EXPECT_EQ(vmm.ask("fds"), fds);
+  EXPECT_EQ(vmm.ask("errors"), "0");
+  EXPECT_TRUE(hot_attach(process).has_value()) << "once it runs it can be attached";
+  EXPECT_EQ(vmm.ask("check 0 16"), "0");
+  vmm.kill_and_wait();
+}
+
 TEST(HotAttach, FaultsAreAnsweredAndDataIsKept) {
   for (const unsigned shards : {1U, 3U}) {
     StandIn vmm;
