@@ -2,9 +2,11 @@
 // hostile guests, its own death and restart, the VM's death, the command line and the
 // configuration.
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -299,6 +301,23 @@ TEST_F(Daemon, AGuestThatNeverReadsIsDropped) {
   guest.hang_up();
   writer.join();
   EXPECT_TRUE(guest.connect()) << "a guest that reads again is served again";
+}
+
+TEST_F(Daemon, AControlClientThatNeverReadsMakesRoomForOthers) {
+  start("[limits]\nwrite_timeout_ms = 300\nmax_clients = 2\n");
+  auto client = JsonLineClient::connect(path("control.sock"));
+  ASSERT_TRUE(client);
+  // Small answers, far less than the backlog that is borne, and more than a socket holds.
+  for (int i = 0; i < 2000; ++i) {
+    ASSERT_TRUE(client->send({{"jsonrpc", "2.0"}, {"id", i}, {"method", "list"}}));
+  }
+  ::shutdown(client->fd(), SHUT_WR);
+  EXPECT_TRUE(eventually([&] {
+    pollfd polled{client->fd(), 0, 0};
+    return ::poll(&polled, 1, 0) == 1 && (polled.revents & POLLHUP) != 0;
+  }));
+  EXPECT_THAT(log(), HasSubstr("did not read for 0.3 s"));
+  EXPECT_EQ(ctl({"list"}).status, 0);
 }
 
 TEST_F(Daemon, FramesOfAnOldSessionDoNothing) {

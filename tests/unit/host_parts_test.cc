@@ -15,6 +15,7 @@
 #include "host/config.h"
 #include "host/ctl_format.h"
 #include "host/event_log.h"
+#include "host/keep_running.h"
 #include "host/qmp_client.h"
 #include "host/rpc.h"
 #include "host/state_file.h"
@@ -271,6 +272,30 @@ TEST(Output, WaitingVmsSayWhy) {
       json::parse(R"([{"name":"web","pid":0,"state":"waiting","reason":"no pid yet"}])").as_array();
   EXPECT_THAT(format_list(vms), HasSubstr("web: waiting: no pid yet"));
   EXPECT_THAT(format_list({}), HasSubstr("no VM"));
+}
+
+// ---------------------------------------------------------------------------------- keep_running
+
+// A policy that ends because descriptors ran out for a moment would leave its VM as it is for ever.
+TEST(KeepRunning, ALoopThatFailsIsToldOfOnceAndStartedAgainUntilItReturns) {
+  asio::io_context control;
+  EventLog events;
+  int runs = 0;
+  const auto loop = [&]() -> asio::awaitable<void> {
+    if (++runs < 4) {
+      throw std::runtime_error(runs < 3 ? "no descriptors" : "no memory");
+    }
+    co_return;
+  };
+  keep_running(control, events, "web", "the watch", loop, std::chrono::milliseconds(0));
+  control.run();
+  EXPECT_EQ(runs, 4);
+  ASSERT_EQ(events.recent().size(), 2U) << "one for each reason";
+  const json::object& event = events.recent().front();
+  EXPECT_EQ(event.at("event"), "internal-error");
+  EXPECT_EQ(event.at("vm"), "web");
+  EXPECT_THAT(json::serialize(event),
+              HasSubstr("the watch failed and is started again: no descriptors"));
 }
 
 // ------------------------------------------------------------------------------------------
