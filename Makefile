@@ -37,7 +37,7 @@ test: build
 	cd $(BUILD) && ctest -j $(JOBS) --output-on-failure --output-junit ctest.xml $(CTEST_FLAGS)
 
 test-unit: build
-	cd $(BUILD) && ctest --output-on-failure -L unit
+	cd $(BUILD) && ctest -j $(JOBS) --output-on-failure -L unit
 
 # Unit and integration tests under ASan+UBSan, and those where threads meet under TSan.
 sanitize: $(DEPS_STAMP)

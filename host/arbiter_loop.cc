@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <utility>
+
+#include "host/keep_running.h"
 
 namespace fileballoon::host {
 namespace {
@@ -48,7 +48,7 @@ Result<void> ArbiterLoop::start() {
   if (const Result<void> done = set_mode(mode); !done) {
     return done;
   }
-  asio::co_spawn(control_, run(), asio::detached);
+  keep_running(control_, events_, "", "the arbiter", [this] { return run(); });
   return {};
 }
 

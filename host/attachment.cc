@@ -92,8 +92,9 @@ Result<Attachment> attach_vm(const VmSpec& spec, const std::optional<KnownVm>& k
                     spec.channel, listener, spec.pid));
   }
 
+  std::erase_if(attachment.known.warnings, is_about_protection);  // of the time before a restart
   Result<std::unique_ptr<RamOwner>> owner =
-      make_ram_owner(spec.refault, std::move(*ram), attachment.layout);
+      make_ram_owner(spec.refault, std::move(*ram), attachment.layout, attachment.known.warnings);
   if (!owner) {
     return owner.error();
   }

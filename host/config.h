@@ -37,7 +37,7 @@ struct Config {
   std::string state_dir = kDefaultStateDir;
   std::string log_level = "info";
   RefaultMode refault = RefaultMode::kernel;
-  std::chrono::milliseconds write_timeout{10'000};
+  std::chrono::milliseconds write_timeout{10'000};  ///< of guests, and of control clients
   std::size_t max_vms = 1024;
   std::size_t max_clients = 64;
   ArbiterSettings arbiter;

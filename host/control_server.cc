@@ -10,7 +10,6 @@
 
 #include <array>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/write.hpp>
 #include <cerrno>
 #include <cstring>
@@ -20,6 +19,7 @@
 #include <utility>
 
 #include "host/actor_subscription.h"
+#include "host/keep_running.h"
 
 namespace fileballoon::host {
 namespace {
@@ -41,12 +41,14 @@ pid_t peer_of(int socket) {
 /// One client.
 class Connection final : public std::enable_shared_from_this<Connection>, public ControlClient {
  public:
-  Connection(LocalSocket socket, Daemon& daemon, EventLog& events,
-             std::shared_ptr<std::set<ControlClient*>> clients)
+  Connection(LocalSocket socket, std::chrono::milliseconds write_timeout, Daemon& daemon,
+             EventLog& events, std::shared_ptr<std::set<ControlClient*>> clients)
       : socket_(std::move(socket)),
+        write_timeout_(write_timeout),
         daemon_(daemon),
         events_(events),
         clients_(std::move(clients)),
+        write_timer_(socket_.get_executor()),
         changed_(socket_.get_executor()),
         actor_(daemon, peer_of(socket_.native_handle())) {
     clients_->insert(this);
@@ -61,24 +63,20 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   }
 
   void start() {
-    asio::co_spawn(
-        socket_.get_executor(), [self = shared_from_this()] { return self->read_loop(); },
-        asio::detached);
-    asio::co_spawn(
-        socket_.get_executor(), [self = shared_from_this()] { return self->write_loop(); },
-        asio::detached);
+    spawn(&Connection::read_loop);
+    spawn(&Connection::write_loop);
   }
   void close() override;
   /// Sends one line and closes.
   void reject(std::string_view message) {
     push(error_reply(nullptr, RpcCode::refused, message));
     finished_ = true;
-    asio::co_spawn(
-        socket_.get_executor(), [self = shared_from_this()] { return self->write_loop(); },
-        asio::detached);
+    spawn(&Connection::write_loop);
   }
 
  private:
+  /// Runs a loop of this connection, which a failure of it closes.
+  void spawn(asio::awaitable<void> (Connection::*loop)());
   [[nodiscard]] asio::awaitable<void> read_loop();
   [[nodiscard]] asio::awaitable<void> write_loop();
   [[nodiscard]] asio::awaitable<void> handle(std::string line);
@@ -86,9 +84,11 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   void push(const json::object& object);
 
   LocalSocket socket_;
+  std::chrono::milliseconds write_timeout_;
   Daemon& daemon_;
   EventLog& events_;
   std::shared_ptr<std::set<ControlClient*>> clients_;
+  asio::steady_timer write_timer_;
   Signal changed_;
   ActorSubscription actor_;
   std::deque<std::string> outbox_;
@@ -97,6 +97,17 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   bool finished_ = false;  // nothing more will be pushed: close when all is sent
   bool closed_ = false;
 };
+
+void Connection::spawn(asio::awaitable<void> (Connection::*loop)()) {
+  asio::co_spawn(
+      socket_.get_executor(), [self = shared_from_this(), loop] { return (self.get()->*loop)(); },
+      [self = shared_from_this()](const std::exception_ptr& failure) {
+        if (failure) {
+          spdlog::error("a client of the control socket is dropped: {}", what_of(failure));
+          self->close();
+        }
+      });
+}
 
 void Connection::close() {
   if (std::exchange(closed_, true)) {
@@ -168,9 +179,19 @@ asio::awaitable<void> Connection::write_loop() {
     }
     const std::string line = std::move(outbox_.front());
     outbox_.pop_front();
+    // kMaxBacklog drops only who asks for more; one that asked, and reads nothing, has this.
+    write_timer_.expires_after(write_timeout_);
+    write_timer_.async_wait([self = shared_from_this()](const error_code& cancelled) {
+      if (!cancelled) {
+        spdlog::warn("a client of the control socket did not read for {} s; dropped",
+                     std::chrono::duration<double>(self->write_timeout_).count());
+        self->close();
+      }
+    });
     error_code error;
     co_await asio::async_write(socket_, asio::buffer(line),
                                asio::redirect_error(asio::use_awaitable, error));
+    write_timer_.cancel();
     backlog_ -= line.size();
     if (error) {
       break;
@@ -323,7 +344,7 @@ void ControlServer::listen() {
   } catch (const boost::system::system_error& error) {
     throw fail(error.what());
   }
-  asio::co_spawn(control_, accept_loop(), asio::detached);
+  keep_running(control_, events_, "", "the control socket", [this] { return accept_loop(); });
 }
 
 asio::awaitable<void> ControlServer::accept_loop() {
@@ -339,7 +360,8 @@ asio::awaitable<void> ControlServer::accept_loop() {
       co_await pause.async_wait(asio::use_awaitable);
       continue;
     }
-    auto connection = std::make_shared<Connection>(std::move(socket), daemon_, events_, clients_);
+    auto connection = std::make_shared<Connection>(std::move(socket), config_.write_timeout,
+                                                   daemon_, events_, clients_);
     if (clients_->size() > config_.max_clients) {
       connection->reject(fmt::format("too many clients ({}, max_clients in the configuration)",
                                      config_.max_clients));

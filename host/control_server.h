@@ -1,7 +1,8 @@
 // ControlServer: the daemon's control socket. JSON-RPC 2.0, one object a line, any number of calls
 // a connection, answered in order; `events` with "follow" turns a connection into a stream of
 // notifications. Lines are bounded, bad input gets a JSON-RPC error, and a client that does not
-// read is dropped when kMaxBacklog bytes wait for it. Control thread only.
+// read is dropped when kMaxBacklog bytes wait for it, or one line for Config::write_timeout.
+// Control thread only.
 #pragma once
 
 #include <cstddef>

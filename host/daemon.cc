@@ -2,14 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <fstream>
 #include <limits>
 #include <utility>
 
 #include "host/attach_request.h"
 #include "host/background.h"
+#include "host/keep_running.h"
 #include "host/vm_verbs.h"
 #include "uffd/process.h"
 
@@ -126,7 +125,8 @@ asio::awaitable<void> Daemon::start() {
     at->second.configured = &configured;
   }
   co_await try_waiting();
-  asio::co_spawn(control_, look_for_waiting(), asio::detached);
+  keep_running(control_, events_, "", "the look for VMs that are waited for",
+               [this] { return look_for_waiting(); });
 }
 
 std::vector<std::shared_ptr<Vm>> Daemon::present_vms() const {

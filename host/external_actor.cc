@@ -11,13 +11,12 @@
 
 #include <algorithm>
 #include <array>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "fileballoon/policy.h"
+#include "host/keep_running.h"
 #include "host/rpc.h"
 
 namespace fileballoon::host {
@@ -87,8 +86,8 @@ Result<void> ExternalActor::check(const std::string& path) {
 }
 
 void ExternalActor::start() {
-  asio::co_spawn(
-      control_, [self = shared_from_this()] { return self->run(); }, asio::detached);
+  keep_running(control_, events_, vm_, "the watch over the actor",
+               [self = shared_from_this()] { return self->run(); });
 }
 
 void ExternalActor::stop() {
@@ -177,7 +176,8 @@ asio::awaitable<void> ExternalActor::run() {
   std::chrono::milliseconds back_off = kFirstBackOff;
   while (!stopping_) {
     const auto begin = Clock::now();
-    const Result<void> started = spawn();
+    // A run that failed may have left its program.
+    const Result<void> started = pid_ > 0 ? Result<void>() : spawn();
     if (started) {  // no conditional expression: GCC 12 frees the result of a co_await in one twice
       last_end_ = co_await wait_for_end();
     } else {

@@ -66,7 +66,7 @@ asio::awaitable<void> bring_up(Daemon& daemon, ControlServer& server, asio::io_c
   try {
     co_await daemon.start();
     server.listen();
-  } catch (const std::runtime_error& error) {
+  } catch (const std::exception& error) {
     spdlog::error("{}", error.what());
     exit_status = kExitFailure;
     control.stop();

@@ -142,6 +142,8 @@ void JsonLineClient::close() {
   }
 }
 
+Error JsonLineClient::no_answer() const { return Error{name_ + ": no answer in time"}; }
+
 Result<void> JsonLineClient::send(const boost::json::value& message, Timeout timeout) {
   const std::string line = boost::json::serialize(message) + "\n";
   const Deadline deadline(timeout);
@@ -171,6 +173,9 @@ Result<boost::json::value> JsonLineClient::receive(Timeout timeout) {
       buffer_.erase(0, newline + 1);
       scanned_ = 0;
       if (line.find_first_not_of(" \t\r") == std::string::npos) {
+        if (deadline.left() == 0) {
+          return no_answer();
+        }
         continue;
       }
       boost::system::error_code error;
@@ -193,7 +198,7 @@ Result<boost::json::value> JsonLineClient::receive(Timeout timeout) {
       return Error{name_ + ": closed the connection"};
     } else if (errno == EAGAIN) {
       if (!wait_for(fd_, POLLIN, deadline)) {
-        return Error{name_ + ": no answer in time"};
+        return no_answer();
       }
     } else if (errno != EINTR) {
       return Error{name_ + ": " + std::strerror(errno)};
@@ -213,7 +218,7 @@ Result<boost::json::value> JsonLineClient::call(std::string_view method, boost::
       !sent) {
     return sent.error();
   }
-  while (true) {
+  do {
     Result<boost::json::value> received = receive(Timeout(deadline.left()));
     if (!received) {
       return received;
@@ -244,7 +249,8 @@ Result<boost::json::value> JsonLineClient::call(std::string_view method, boost::
       return *result;
     }
     return Error{name_ + ": sent a reply with neither result nor error"};
-  }
+  } while (deadline.left() != 0);
+  return no_answer();
 }
 
 Result<boost::json::value> JsonLineClient::next_notification(Timeout timeout) {
@@ -254,7 +260,7 @@ Result<boost::json::value> JsonLineClient::next_notification(Timeout timeout) {
     return value;
   }
   const Deadline deadline(timeout);
-  while (true) {
+  do {
     Result<boost::json::value> received = receive(Timeout(deadline.left()));
     if (!received) {
       return received;
@@ -263,7 +269,8 @@ Result<boost::json::value> JsonLineClient::next_notification(Timeout timeout) {
     if (object != nullptr && object->contains("method") && !object->contains("id")) {
       return received;
     }
-  }
+  } while (deadline.left() != 0);
+  return no_answer();
 }
 
 }  // namespace fileballoon::host

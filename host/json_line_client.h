@@ -46,7 +46,8 @@ class JsonLineClient {
   [[nodiscard]] Result<void> send(const boost::json::value& message,
                                   Timeout timeout = kDefaultTimeout);
   /// The next line, parsed. Blank lines are skipped. An error where nothing came in time, the peer
-  /// closed, or the line is not JSON. A negative timeout waits for ever.
+  /// closed, or the line is not JSON. A negative timeout waits for ever; one of 0 takes what has
+  /// arrived.
   [[nodiscard]] Result<boost::json::value> receive(Timeout timeout = kDefaultTimeout);
 
   /// One JSON-RPC 2.0 call: its result, or the server's refusal (its message, and rpc_error()).
@@ -67,6 +68,7 @@ class JsonLineClient {
  private:
   JsonLineClient(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
   void close();
+  [[nodiscard]] Error no_answer() const;
 
   int fd_ = -1;
   std::string name_;

@@ -5,7 +5,14 @@
 namespace fileballoon::host {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr std::size_t kMaxEvents = 256;
+
+QmpClient::Timeout left_until(Clock::time_point deadline) {
+  const auto left = std::chrono::ceil<QmpClient::Timeout>(deadline - Clock::now());
+  return std::max(left, QmpClient::Timeout(0));
+}
 
 }  // namespace
 
@@ -51,10 +58,11 @@ Result<boost::json::value> QmpClient::execute(std::string_view command,
   if (const auto sent = client_.send(request, timeout); !sent) {
     return sent.error();
   }
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  while (true) {
-    const auto left = std::chrono::ceil<Timeout>(deadline - std::chrono::steady_clock::now());
-    Result<boost::json::value> received = client_.receive(std::max(left, Timeout(0)));
+  const auto deadline = Clock::now() + timeout;
+  // Asked after every message: what is in the buffer is received whatever the time, so a monitor
+  // that never stops to tell of events would hold the caller for ever.
+  do {
+    Result<boost::json::value> received = client_.receive(left_until(deadline));
     if (!received) {
       return Error{"QMP " + std::string(command) + ": " + received.error().message};
     }
@@ -77,7 +85,8 @@ Result<boost::json::value> QmpClient::execute(std::string_view command,
       }
     }
     return Error{"QMP " + std::string(command) + ": " + why};
-  }
+  } while (Clock::now() < deadline);
+  return Error{"QMP " + std::string(command) + ": only events, no answer in time"};
 }
 
 Result<std::string> QmpClient::human(std::string_view command_line, Timeout timeout) {
@@ -94,27 +103,29 @@ Result<std::string> QmpClient::human(std::string_view command_line, Timeout time
 }
 
 Result<boost::json::value> QmpClient::wait_event(std::string_view name, Timeout timeout) {
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  const auto deadline = Clock::now() + timeout;
   const auto is_wanted = [&](const boost::json::value& value) {
     const auto* event = value.is_object() ? value.get_object().if_contains("event") : nullptr;
     return event != nullptr && event->is_string() && event->get_string() == name;
   };
-  while (true) {
-    while (!events_.empty()) {
-      boost::json::value event = std::move(events_.front());
-      events_.pop_front();
-      if (is_wanted(event)) {
-        return event;
-      }
+  while (!events_.empty()) {
+    boost::json::value event = std::move(events_.front());
+    events_.pop_front();
+    if (is_wanted(event)) {
+      return event;
     }
-    const auto left = std::chrono::ceil<Timeout>(deadline - std::chrono::steady_clock::now());
-    Result<boost::json::value> received = client_.receive(std::max(left, Timeout(0)));
-    if (!received) {
-      return Error{"waiting for the QMP event " + std::string(name) + ": " +
-                   received.error().message};
-    }
-    keep_event(std::move(*received));
   }
+  const std::string waiting = "waiting for the QMP event " + std::string(name) + ": ";
+  do {
+    Result<boost::json::value> received = client_.receive(left_until(deadline));
+    if (!received) {
+      return Error{waiting + received.error().message};
+    }
+    if (is_wanted(*received)) {
+      return received;
+    }
+  } while (Clock::now() < deadline);
+  return Error{waiting + "only others came in time"};
 }
 
 }  // namespace fileballoon::host

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "fileballoon/ram_layout.h"
 #include "uffd/discard.h"
@@ -48,9 +49,18 @@ class RamOwner {
   virtual void give_back() {}
 };
 
-/// Takes over `ram` for the VM. Fails, by name, where `mode` is not to be had for this VM. `layout`
-/// is the RAM that the owner may touch.
+/// RamOwner::populate() where the kernel answers refaults, so that memory may appear unannounced.
+[[nodiscard]] int populate_backing(const GuestRam& ram, const BackingRange& range);
+
+/// Takes over `ram` for the VM. Fails, by name, where `mode` is not to be had for this VM. Where
+/// the kernel answers refaults and no userfaultfd can be had, discards are not write-protected;
+/// `warnings` then says so, and why. `layout` is the RAM that the owner may touch.
 [[nodiscard]] Result<std::unique_ptr<RamOwner>> make_ram_owner(RefaultMode mode, GuestRam ram,
-                                                               const RamLayout& layout);
+                                                               const RamLayout& layout,
+                                                               std::vector<std::string>& warnings);
+
+/// Whether `warning` is the one of make_ram_owner(). It holds for one attachment: a later one, by a
+/// daemon that was started anew, may have what this one lacked.
+[[nodiscard]] bool is_about_protection(std::string_view warning);
 
 }  // namespace fileballoon::host

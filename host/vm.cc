@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <numeric>
 #include <random>
@@ -12,6 +10,7 @@
 #include "fileballoon/arbiter.h"
 #include "host/channel_socket.h"
 #include "host/guest_stat_names.h"
+#include "host/keep_running.h"
 #include "host/report.h"
 
 namespace fileballoon::host {
@@ -85,25 +84,28 @@ Vm::~Vm() = default;
 void Vm::start(std::function<void()> on_gone, std::function<void()> on_deflate) {
   on_gone_ = std::move(on_gone);
   on_deflate_ = std::move(on_deflate);
-  LocalSocket socket(control_, asio::local::stream_protocol(), first_channel_.release());
-  asio::co_spawn(
-      control_,
-      [self = shared_from_this(), socket = std::move(socket)]() mutable {
-        return self->keep_channel(std::move(socket));
-      },
-      asio::detached);
-  asio::co_spawn(
-      control_, [self = shared_from_this()] { return self->watch_vmm(); }, asio::detached);
+  const auto self = shared_from_this();
+  const auto keep = [this](std::string what, std::function<asio::awaitable<void>()> loop) {
+    keep_running(control_, events_, spec_.name, std::move(what), std::move(loop));
+  };
+  keep("the channel", [self] { return self->keep_channel(); });
+  keep("the watch over the VMM", [self] { return self->watch_vmm(); });
   deflation_->start();
   if (pager_) {
     pager_->start();
   }
-  asio::co_spawn(
-      control_, [self = shared_from_this()] { return self->keep_steering(); }, asio::detached);
+  keep("the memory policy", [self] { return self->keep_steering(); });
 }
 
-asio::awaitable<void> Vm::keep_channel(LocalSocket first) {
-  std::optional<LocalSocket> socket(std::move(first));
+asio::awaitable<void> Vm::keep_channel() {
+  std::optional<LocalSocket> socket;
+  if (first_channel_.valid()) {
+    socket.emplace(control_, asio::local::stream_protocol(), first_channel_.release());
+  }
+  if (channel_) {  // of a run that failed
+    channel_->stop("an internal error");
+    channel_.reset();
+  }
   std::chrono::milliseconds back_off = kFirstBackOff;
   while (!stopping_) {
     if (!socket) {

@@ -145,7 +145,7 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   void on_stats(const wire::Stats& stats) override;
   void on_deflated(const wire::Deflated& deflated) override;
 
-  [[nodiscard]] asio::awaitable<void> keep_channel(LocalSocket first);
+  [[nodiscard]] asio::awaitable<void> keep_channel();
   [[nodiscard]] asio::awaitable<void> watch_vmm();
   [[nodiscard]] asio::awaitable<void> keep_steering();
   void send_limits();

@@ -4,9 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
+#include <cerrno>
+#include <system_error>
 #include <utility>
+
+#include "host/keep_running.h"
 
 namespace fileballoon::host {
 namespace {
@@ -34,8 +36,8 @@ VmDeflation::VmDeflation(asio::io_context& control, EventLog& events, std::strin
 
 void VmDeflation::start() {
   if (!keeper_.empty()) {
-    asio::co_spawn(
-        control_, [self = shared_from_this()] { return self->follow_keeper(); }, asio::detached);
+    keep_running(control_, events_, vm_, "the watch for deflation",
+                 [self = shared_from_this()] { return self->follow_keeper(); });
   }
 }
 
@@ -58,7 +60,12 @@ asio::awaitable<void> VmDeflation::follow_keeper() {
     Result<faultd::DeflationWatch> watch = faultd::DeflationWatch::connect(keeper_);
     if (watch) {
       // Asio's own descriptor of the same socket, so that stop() can close it under a wait.
-      readable_.assign(::fcntl(watch->fd(), F_DUPFD_CLOEXEC, 0));
+      const int own = ::fcntl(watch->fd(), F_DUPFD_CLOEXEC, 0);
+      if (own < 0) {
+        throw std::system_error(errno, std::generic_category(),
+                                "no second descriptor of the connection to " + keeper_);
+      }
+      readable_.assign(own);
       while (!stopped_ && watch->ask(kAskAgain)) {
         error_code error;
         co_await readable_.async_wait(asio::posix::stream_descriptor::wait_read,

@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/asio/detached.hpp>
 #include <filesystem>
 #include <utility>
 
 #include "host/background.h"
+#include "host/keep_running.h"
 
 namespace fileballoon::host {
 namespace {
@@ -165,8 +165,8 @@ VmPager::VmPager(asio::io_context& control, asio::thread_pool& pool, EventLog& e
 VmPager::~VmPager() = default;
 
 void VmPager::start() {
-  asio::co_spawn(
-      control_, [self = shared_from_this()] { return self->talk(); }, asio::detached);
+  keep_running(control_, events_, vm_, "the talk with the pager",
+               [self = shared_from_this()] { return self->talk(); });
 }
 
 void VmPager::stop() {

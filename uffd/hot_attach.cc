@@ -2,20 +2,20 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 
-#include "uffd/seccomp_filter.h"
+#include "uffd/sandbox.h"
 #include "uffd/tracee.h"
 
 namespace fileballoon {
@@ -39,80 +39,129 @@ std::vector<pid_t> threads_of(pid_t pid) {
   return threads;
 }
 
-// What forbids `userfaultfd(2)` and `close(2)` to this stopped thread, if anything.
-std::optional<Error> seccomp_objection(const Process& process, const Tracee& tracee,
-                                       std::uint64_t instruction) {
-  std::ifstream status("/proc/" + std::to_string(process.pid) + "/task/" +
-                       std::to_string(tracee.tid()) + "/status");
-  int mode = 0;
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("Seccomp:")) {
-      mode = std::atoi(line.c_str() + 8);
-    }
-  }
-  const std::string remedy =
-      "; start it without a sandbox that forbids it (QEMU: without "
-      "-sandbox on), or use --refault kernel";
-  if (mode == SECCOMP_MODE_DISABLED) {
-    return std::nullopt;
-  }
-  if (mode == SECCOMP_MODE_STRICT) {
-    return Error{process.label() + " runs in seccomp strict mode, which forbids userfaultfd(2)" +
-                 remedy};
-  }
-  const auto filters = read_filters(tracee.tid());
-  if (filters.has_error()) {
-    return Error{process.label() + " has a seccomp filter, and " + filters.error().message +
-                 ": it may kill the process for userfaultfd(2), so it is left alone" + remedy};
-  }
-  const std::array<std::uint64_t, 6> create = {kUffdFlags, 0, 0, 0, 0, 0};
-  const std::array<std::uint64_t, 6> close = {1000, 0, 0, 0, 0, 0};
-  for (const auto& filter : *filters) {
-    if (!allows(run_filter(filter, SYS_userfaultfd, create, instruction)) ||
-        !allows(run_filter(filter, SYS_close, close, instruction))) {
-      return Error{process.label() + "'s seccomp filter forbids userfaultfd(2)" + remedy};
-    }
-  }
-  return std::nullopt;
-}
+constexpr char kDevice[] = "/dev/userfaultfd";
+constexpr char kSandboxRemedy[] =
+    "; start it without a sandbox that forbids it (QEMU: without -sandbox on), or use "
+    "--refault kernel";
 
-Error creation_failed(const Process& process, std::int64_t result) {
-  const int error = static_cast<int>(-result);
-  std::string why = std::strerror(error);
-  if (error == EPERM) {
-    why =
-        "it may not create a userfaultfd that sees kernel accesses: set "
-        "vm.unprivileged_userfaultfd=1 or give it CAP_SYS_PTRACE";
-  } else if (error == ENOSYS) {
-    why = "this kernel has no userfaultfd, or a sandbox hides it";
-  } else if (error == EMFILE) {
-    why = "it has reached its limit of open files";
+using Arguments = std::array<std::uint64_t, 6>;
+
+// What one stopped thread is made to execute.
+class Maker {
+ public:
+  Maker(const Process& process, Tracee& tracee, std::uint64_t instruction, Sandbox sandbox)
+      : process_(process),
+        tracee_(tracee),
+        instruction_(instruction),
+        sandbox_(std::move(sandbox)) {}
+
+  /// A userfaultfd in the process, by its number there: from the device where the process may open
+  /// it (its permissions alone decide then), else by the system call.
+  [[nodiscard]] Result<std::uint64_t> make() {
+    // Descriptors are closed again, so a filter that forbids close(2) forbids all of it.
+    if (!sandbox_.allows(SYS_close, {1000, 0, 0, 0, 0, 0})) {
+      return forbidden();
+    }
+    auto from_device = make_from_device();
+    if (from_device.has_error() || *from_device >= 0) {
+      return answer(from_device);
+    }
+    const Arguments arguments = {kUffdFlags, 0, 0, 0, 0, 0};
+    if (!sandbox_.allows(SYS_userfaultfd, arguments)) {
+      return forbidden();
+    }
+    auto by_call = tracee_.call(instruction_, SYS_userfaultfd, arguments);
+    if (by_call.has_error() || *by_call >= 0) {
+      return answer(by_call);
+    }
+    return refused(static_cast<int>(-*by_call));
   }
-  return Error{process.label() + ": userfaultfd(2) failed in it: " + why};
-}
+
+  [[nodiscard]] Result<std::int64_t> close(std::uint64_t fd) {
+    return tracee_.call(instruction_, SYS_close, {fd, 0, 0, 0, 0, 0});
+  }
+
+ private:
+  static Result<std::uint64_t> answer(const Result<std::int64_t>& made) {
+    if (made.has_error()) {
+      return made.error();
+    }
+    return static_cast<std::uint64_t>(*made);
+  }
+
+  // Negative: not this way; device_ says why.
+  [[nodiscard]] Result<std::int64_t> make_from_device() {
+    const auto path = tracee_.lend({kDevice, sizeof kDevice});
+    if (!path) {
+      device_ = "its stack has no room for the path";
+      return -1;
+    }
+    const Arguments open = {
+        static_cast<std::uint64_t>(AT_FDCWD), *path, O_RDWR | O_CLOEXEC, 0, 0, 0};
+    const Arguments make = {1000, USERFAULTFD_IOC_NEW, kUffdFlags, 0, 0, 0};
+    if (!sandbox_.allows(SYS_openat, open) || !sandbox_.allows(SYS_ioctl, make)) {
+      device_ = "its seccomp filter forbids opening it";
+      return -1;
+    }
+    const auto device = tracee_.call(instruction_, SYS_openat, open);
+    if (device.has_error() || *device < 0) {
+      device_ = device.has_error() ? "" : std::strerror(static_cast<int>(-*device));
+      return device;
+    }
+    const auto number = static_cast<std::uint64_t>(*device);
+    auto made =
+        tracee_.call(instruction_, SYS_ioctl, {number, USERFAULTFD_IOC_NEW, kUffdFlags, 0, 0, 0});
+    if (made.has_value() && *made < 0) {
+      device_ = std::strerror(static_cast<int>(-*made));
+    }
+    if (const auto closed = close(number); closed.has_error()) {
+      return closed.error();
+    }
+    return made;
+  }
+
+  [[nodiscard]] Error forbidden() const {
+    return Error{process_.label() + "'s seccomp filter forbids userfaultfd(2)" + kSandboxRemedy};
+  }
+
+  [[nodiscard]] Error refused(int error) const {
+    if (error == EMFILE) {
+      return Error{process_.label() + " has reached its limit of open files"};
+    }
+    return Error{process_.label() + " may not create a userfaultfd that sees kernel accesses (" +
+                 kDevice + ": " + device_ + ", userfaultfd(2): " + std::strerror(error) +
+                 "): give its user access to " + kDevice +
+                 ", set vm.unprivileged_userfaultfd=1, or give it CAP_SYS_PTRACE; a kernel without "
+                 "CONFIG_USERFAULTFD has none"};
+  }
+
+  const Process& process_;
+  Tracee& tracee_;
+  std::uint64_t instruction_;
+  Sandbox sandbox_;
+  std::string device_;
+};
 
 Result<HotAttachment> attach_with(const Process& process, Tracee& tracee, unsigned count) {
   const auto instruction = tracee.find_instruction();
   if (instruction.has_error()) {
     return instruction.error();
   }
-  if (auto objection = seccomp_objection(process, tracee, *instruction)) {
-    return *objection;
+  auto sandbox = Sandbox::of(process, tracee, *instruction);
+  if (sandbox.has_error()) {
+    return Error{sandbox.error().message + kSandboxRemedy};
   }
+  Maker maker(process, tracee, *instruction, std::move(*sandbox));
   HotAttachment attachment;
   attachment.thread = tracee.tid();
   for (unsigned i = 0; i < count; ++i) {
-    const auto made = tracee.call(*instruction, SYS_userfaultfd, {kUffdFlags, 0, 0, 0, 0, 0});
+    const auto made = maker.make();
     if (made.has_error()) {
       return made.error();
     }
-    if (*made < 0) {
-      return creation_failed(process, *made);
-    }
     UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), *made, 0)));
     const int error = errno;
-    const auto closed =
-        tracee.call(*instruction, SYS_close, {static_cast<std::uint64_t>(*made), 0, 0, 0, 0, 0});
+    const auto closed = maker.close(*made);
     if (!fd.valid()) {
       return Error{process.label() +
                    ": its userfaultfd cannot be fetched: " + std::strerror(error)};

@@ -61,7 +61,9 @@ std::uint32_t run_filter(std::span<const sock_filter> filter, int number,
   seccomp_data data{};
   data.nr = number;
   data.arch = AUDIT_ARCH_X86_64;
-  data.instruction_pointer = instruction;
+  // seccomp sees where the call returns to: populate_seccomp_data() takes KSTK_EIP, which the
+  // two-byte `syscall` has moved past itself (kernel/seccomp.c, Linux 6.12).
+  data.instruction_pointer = instruction + 2;
   std::memcpy(data.args, arguments.data(), sizeof data.args);
   std::uint32_t a = 0;
   std::uint32_t x = 0;

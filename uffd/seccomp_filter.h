@@ -14,8 +14,8 @@
 namespace fileballoon {
 
 /// The SECCOMP_RET_… value (action and data) that the classic BPF program `filter` gives for x86-64
-/// system call `number` with `arguments`, issued from `instruction`; SECCOMP_RET_KILL_PROCESS for a
-/// program that is not valid (the kernel would not have taken it).
+/// system call `number` with `arguments`, by the `syscall` at address `instruction`;
+/// SECCOMP_RET_KILL_PROCESS for a program that is not valid (the kernel would not have taken it).
 [[nodiscard]] std::uint32_t run_filter(std::span<const sock_filter> filter, int number,
                                        std::span<const std::uint64_t, 6> arguments,
                                        std::uint64_t instruction);

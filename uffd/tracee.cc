@@ -19,13 +19,20 @@ namespace fileballoon {
 namespace {
 
 constexpr std::array<unsigned char, 2> kSyscall = {0x0f, 0x05};
-// How long a stopped thread may take for one injected call; they need microseconds.
+// How long a stopped thread may take to begin an injected call; it needs microseconds.
 constexpr std::chrono::milliseconds kCallPatience{1000};
+constexpr auto kNever = Tracee::Clock::time_point::max();
 
 bool read_remote(pid_t pid, std::uint64_t address, void* into, std::size_t size) {
   const iovec local{into, size};
   const iovec remote{reinterpret_cast<void*>(address), size};
   return ::process_vm_readv(pid, &local, 1, &remote, 1, 0) == static_cast<ssize_t>(size);
+}
+
+bool write_remote(pid_t pid, std::uint64_t address, std::string_view bytes) {
+  const iovec local{const_cast<char*>(bytes.data()), bytes.size()};
+  const iovec remote{reinterpret_cast<void*>(address), bytes.size()};
+  return ::process_vm_writev(pid, &local, 1, &remote, 1, 0) == static_cast<ssize_t>(bytes.size());
 }
 
 bool is_syscall_instruction(pid_t pid, std::uint64_t address) {
@@ -62,7 +69,9 @@ Tracee::Tracee(Tracee&& other) noexcept
       at_event_stop_(other.at_event_stop_),
       stopped_at_(other.stopped_at_),
       saved_(other.saved_),
-      saved_mask_(other.saved_mask_) {}
+      saved_mask_(other.saved_mask_),
+      lent_at_(std::exchange(other.lent_at_, 0)),
+      lent_over_(std::move(other.lent_over_)) {}
 
 Tracee::~Tracee() { (void)release(); }
 
@@ -76,7 +85,7 @@ Tracee::Stop Tracee::wait(Clock::time_point deadline) {
         return Stop::timeout;
       }
       if (i > 200) {
-        std::this_thread::sleep_for(std::chrono::microseconds(50));
+        std::this_thread::sleep_for(std::chrono::microseconds(i > 20'000 ? 5000 : 50));
       } else {
         std::this_thread::yield();
       }
@@ -202,23 +211,34 @@ Result<std::uint64_t> Tracee::find_instruction() const {
   return Error{process_->label() + ": no system call instruction found in its code"};
 }
 
-bool Tracee::resume_to_system_call_stop() {
+Tracee::Stop Tracee::resume_to_system_call_stop(Clock::time_point deadline) {
   for (;;) {
     if (::ptrace(PTRACE_SYSCALL, tid_, nullptr, nullptr) != 0) {
-      return false;
+      return Stop::dead;
     }
     at_event_stop_ = false;
-    switch (wait(Clock::now() + kCallPatience)) {
-      case Stop::system_call:
-        return true;
-      case Stop::event:
-        at_event_stop_ = true;  // a group stop (SIGSTOP) on its way; it is reinstated at detach
-        break;
-      default:
-        stopped_ = false;
-        return false;
+    stopped_ = false;
+    const Stop stop = wait(deadline);
+    stopped_ = stop == Stop::event || stop == Stop::system_call;
+    if (stop != Stop::event) {
+      return stop;
     }
+    at_event_stop_ = true;  // a group stop (SIGSTOP) on its way; it is reinstated at detach
   }
+}
+
+// Lets the thread go as far as the entry of its injected call, or stops it again before that
+// (Stop::event) where it does not get there. A thread in a frozen cgroup can be stopped and have
+// its registers set, and runs nothing (seen with cgroup v2 on Linux 6.18).
+Tracee::Stop Tracee::start_call() {
+  Stop stop = resume_to_system_call_stop(Clock::now() + kCallPatience);
+  if (stop == Stop::timeout) {
+    (void)::ptrace(PTRACE_INTERRUPT, tid_, nullptr, nullptr);
+    stop = wait(kNever);
+    stopped_ = stop != Stop::dead;
+    at_event_stop_ = stop == Stop::event;
+  }
+  return stop;
 }
 
 Result<std::int64_t> Tracee::call(std::uint64_t instruction, int number,
@@ -242,15 +262,45 @@ Result<std::int64_t> Tracee::call(std::uint64_t instruction, int number,
   regs.r10 = arguments[3];
   regs.r8 = arguments[4];
   regs.r9 = arguments[5];
+  if (::ptrace(PTRACE_SETREGS, tid_, nullptr, &regs) != 0) {
+    return died();
+  }
   in_call_ = true;
-  const bool done = ::ptrace(PTRACE_SETREGS, tid_, nullptr, &regs) == 0 &&
-                    resume_to_system_call_stop() && resume_to_system_call_stop() &&
+  const Stop begun = start_call();
+  // Once begun it is waited for: left alone it might leave a descriptor behind.
+  const bool done = begun == Stop::system_call &&
+                    resume_to_system_call_stop(kNever) == Stop::system_call &&
                     ::ptrace(PTRACE_GETREGS, tid_, nullptr, &regs) == 0;
   in_call_ = false;
+  if (begun == Stop::event) {
+    return Error{process_->label() + ": thread " + std::to_string(tid_) +
+                 " does not run (its cgroup is frozen, or it gets no CPU); it was left as it was"};
+  }
   if (!done) {
     return died();
   }
   return static_cast<std::int64_t>(regs.rax);
+}
+
+std::optional<std::uint64_t> Tracee::lend(std::string_view bytes) {
+  give_back();
+  // System V ABI for x86-64, 3.2.2: a leaf function may use 128 bytes below RSP, and nobody less.
+  constexpr std::uint64_t kRedZone = 128;
+  const std::uint64_t at = (saved_.rsp - kRedZone - bytes.size()) & ~std::uint64_t{15};
+  lent_over_.resize(bytes.size());
+  if (!read_remote(process_->pid, at, lent_over_.data(), lent_over_.size()) ||
+      !write_remote(process_->pid, at, bytes)) {
+    return std::nullopt;
+  }
+  lent_at_ = at;
+  return at;
+}
+
+void Tracee::give_back() {
+  if (lent_at_ != 0) {
+    (void)write_remote(process_->pid, lent_at_, lent_over_);
+    lent_at_ = 0;
+  }
 }
 
 bool Tracee::release() {
@@ -261,6 +311,7 @@ bool Tracee::release() {
   if (!stopped_) {
     return false;
   }
+  give_back();
   if (!changed_) {
     return ::ptrace(PTRACE_DETACH, tid_, nullptr, nullptr) == 0;
   }
@@ -270,8 +321,7 @@ bool Tracee::release() {
   if (!at_event_stop_) {
     attached_ = true;
     (void)::ptrace(PTRACE_INTERRUPT, tid_, nullptr, nullptr);
-    if (::ptrace(PTRACE_CONT, tid_, nullptr, nullptr) != 0 ||
-        wait(Clock::now() + kCallPatience) != Stop::event) {
+    if (::ptrace(PTRACE_CONT, tid_, nullptr, nullptr) != 0 || wait(kNever) != Stop::event) {
       attached_ = false;
       return false;
     }

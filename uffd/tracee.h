@@ -9,6 +9,9 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
 
 #include "fileballoon/result.h"
 #include "uffd/process.h"
@@ -41,11 +44,19 @@ class Tracee {
   [[nodiscard]] pid_t tid() const { return tid_; }
   [[nodiscard]] Clock::time_point stopped_at() const { return stopped_at_; }
 
-  /// Executes one system call in the thread and gives its result (-errno on failure).
+  /// Executes one system call in the thread and gives its result (-errno on failure). A thread that
+  /// does not begin it within a second, since it is frozen by its cgroup or gets no CPU, is stopped
+  /// again and the error says so; then it has executed nothing.
   [[nodiscard]] Result<std::int64_t> call(std::uint64_t instruction, int number,
                                           std::array<std::uint64_t, 6> arguments);
 
+  /// Puts `bytes` where the thread's calls can read them, and gives the address: below what its
+  /// stack uses. Put back at the end; nothing where that part of the stack is not there.
+  [[nodiscard]] std::optional<std::uint64_t> lend(std::string_view bytes);
+
   /// Restores and detaches now instead of on destruction. False where the thread died meanwhile.
+  /// Waits for as long as it takes: a thread that is let go with the registers of somebody else's
+  /// call, and all signals blocked, is a VMM that crashes.
   bool release();
 
  private:
@@ -53,7 +64,9 @@ class Tracee {
 
   enum class Stop { event, system_call, dead, timeout };
   [[nodiscard]] Stop wait(Clock::time_point deadline);
-  [[nodiscard]] bool resume_to_system_call_stop();
+  [[nodiscard]] Stop resume_to_system_call_stop(Clock::time_point deadline);
+  [[nodiscard]] Stop start_call();
+  void give_back();
 
   const Process* process_;
   pid_t tid_;
@@ -65,6 +78,8 @@ class Tracee {
   Clock::time_point stopped_at_{};
   user_regs_struct saved_{};
   std::uint64_t saved_mask_ = 0;
+  std::uint64_t lent_at_ = 0;
+  std::string lent_over_;  // what lay there before
 };
 
 }  // namespace fileballoon

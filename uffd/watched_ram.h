@@ -36,7 +36,7 @@ struct RamObject {
 };
 
 /// Who answers a missing page.
-enum class RefaultMode {
+enum class RefaultMode : std::uint32_t {
   kernel,  ///< the kernel does; only write-protection is watched
   engine,  ///< the fault engine does
 };

@@ -2,9 +2,11 @@
 // hostile guests, its own death and restart, the VM's death, the command line and the
 // configuration.
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -162,6 +164,50 @@ TEST_F(Daemon, WithRefaultsByUffdADiscardedFrameComesBackAsZeroAlsoWithoutTheDae
   EXPECT_FALSE(has_event("detach-incomplete", "vm1"));
 }
 
+// Lost otherwise: a guest whose VMM forbids the userfaultfd could not have a balloon at all.
+TEST_F(Daemon, WhereTheVmmAllowsNoUserfaultfdDiscardsGoOnWithAWarning) {
+  fileballoon::testing::StandIn vmm({"--sandbox", "--quiet"});
+  ASSERT_EQ(vmm.ask("zero 1024 256"), "ok");
+  start();
+  const Output refused = ctl({"attach", "vm1", "--pid", std::to_string(vmm.pid()), "--channel",
+                              guest.socket(), "--refault", "uffd"});
+  EXPECT_NE(refused.status, 0);
+  EXPECT_THAT(refused.error, HasSubstr("seccomp filter forbids userfaultfd(2)"));
+  ASSERT_TRUE(guest.accept());  // the connection of that attempt
+  const Output done =
+      ctl({"attach", "vm1", "--pid", std::to_string(vmm.pid()), "--channel", guest.socket()});
+  ASSERT_EQ(done.status, 0) << done.error;
+  EXPECT_THAT(json::serialize(stats("vm1").at("warnings")),
+              AllOf(HasSubstr("not write-protected"), HasSubstr("seccomp filter forbids")));
+  ASSERT_TRUE(guest.connect());
+  guest.send(wire::Report{{{GuestFrame(1024), 256}}});
+  const auto ack = guest.expect<wire::Ack>();
+  ASSERT_TRUE(ack);
+  EXPECT_EQ(ack->outcomes[0], (wire::RangeOutcome{256, 0, 0, 0}));
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+// As with a QEMU whose write-protection the daemon can have: nothing to warn of, and nobody is left
+// behind when the VM is detached.
+TEST_F(Daemon, ByDefaultAKeeperWriteProtectsAndLeavesWithTheVm) {
+  start();
+  attach("vm1", vm, guest);
+  EXPECT_THAT(json::serialize(stats("vm1").at("warnings")), Not(HasSubstr("write-protected")));
+  const auto keepers = [&] {
+    std::size_t count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("/run/fileballoon")) {
+      count += entry.path().string().find("faultd-" + std::to_string(vm.pid()) + "-") !=
+                       std::string::npos
+                   ? 1
+                   : 0;
+    }
+    return count;
+  };
+  EXPECT_EQ(keepers(), 1U);
+  EXPECT_EQ(ctl({"detach", "vm1"}).status, 0);
+  EXPECT_TRUE(eventually([&] { return keepers() == 0; }));
+}
+
 TEST_F(Daemon, AFastDeflateIsAnEventAsItHappens) {
   fileballoon::testing::StandIn vmm({"--quiet"});
   ASSERT_EQ(vmm.ask("zero 1024 8192"), "ok");
@@ -255,6 +301,23 @@ TEST_F(Daemon, AGuestThatNeverReadsIsDropped) {
   guest.hang_up();
   writer.join();
   EXPECT_TRUE(guest.connect()) << "a guest that reads again is served again";
+}
+
+TEST_F(Daemon, AControlClientThatNeverReadsMakesRoomForOthers) {
+  start("[limits]\nwrite_timeout_ms = 300\nmax_clients = 2\n");
+  auto client = JsonLineClient::connect(path("control.sock"));
+  ASSERT_TRUE(client);
+  // Small answers, far less than the backlog that is borne, and more than a socket holds.
+  for (int i = 0; i < 2000; ++i) {
+    ASSERT_TRUE(client->send({{"jsonrpc", "2.0"}, {"id", i}, {"method", "list"}}));
+  }
+  ::shutdown(client->fd(), SHUT_WR);
+  EXPECT_TRUE(eventually([&] {
+    pollfd polled{client->fd(), 0, 0};
+    return ::poll(&polled, 1, 0) == 1 && (polled.revents & POLLHUP) != 0;
+  }));
+  EXPECT_THAT(log(), HasSubstr("did not read for 0.3 s"));
+  EXPECT_EQ(ctl({"list"}).status, 0);
 }
 
 TEST_F(Daemon, FramesOfAnOldSessionDoNothing) {

@@ -8,8 +8,8 @@
 #include <fstream>
 #include <thread>
 
+#include "tests/integration/keeper_fixture.h"
 #include "tests/integration/uffd_stand_in.h"
-#include "uffd/faultd/client.h"
 #include "uffd/pager/paging_client.h"
 
 namespace fileballoon::faultd {
@@ -21,32 +21,13 @@ using namespace std::chrono_literals;
 
 constexpr Bytes kRam = Bytes::mib(64);
 
-class PagedVm : public ::testing::Test {
+class PagedVm : public fileballoon::testing::KeeperTest {
  protected:
-  PagedVm() {
-    std::string pattern = std::filesystem::current_path().string() + "/paged-XXXXXX";
-    directory_ = ::mkdtemp(pattern.data());
-  }
-  ~PagedVm() override {
-    vmm_.kill_and_wait();  // its keeper ends with it
-    for (int i = 0; i < 500 && std::filesystem::exists(socket()); ++i) {
-      std::this_thread::sleep_for(10ms);
-    }
-    std::error_code gone;  // a keeper that ends removes its sockets at the same time
-    std::filesystem::remove_all(directory_, gone);
-  }
-  [[nodiscard]] std::string socket() const { return directory_ + "/keeper"; }
-  [[nodiscard]] FaultdClient::Options options() const {
-    FaultdClient::Options options;
-    options.socket = socket();
-    options.program = FILEBALLOON_FAULTD;
-    options.patience = 500ms;
-    return options;
-  }
+  ~PagedVm() override { vmm_.kill_and_wait(); }  // its keeper ends with it
   [[nodiscard]] PagingOptions file_store() const {
     PagingOptions paging;
     paging.vm = "stand-in";
-    paging.path = directory_;
+    paging.path = directory();
     return paging;
   }
   /// Half of the RAM paged out, by a daemon that lives on in `client_`.
@@ -73,15 +54,8 @@ class PagedVm : public ::testing::Test {
     }
     FAIL() << "not paged out in 30 s";
   }
-  bool keeper_goes() const {
-    for (int i = 0; i < 1000 && ::kill(keeper_, 0) == 0; ++i) {
-      std::this_thread::sleep_for(10ms);
-    }
-    return ::kill(keeper_, 0) != 0;
-  }
   [[nodiscard]] bool marked() const { return std::filesystem::exists(paging_marker(socket())); }
 
-  std::string directory_;
   StandIn vmm_;
   std::unique_ptr<GuestRam> ram_;
   std::unique_ptr<FaultdClient> client_;
@@ -136,7 +110,7 @@ TEST_F(PagedVm, DetachBringsEverythingBackFirst) {
   EXPECT_EQ(done->done, done->total);
   EXPECT_EQ(done->lost, 0U);
   EXPECT_TRUE(client_->detach().has_value());
-  EXPECT_TRUE(keeper_goes());
+  EXPECT_TRUE(ends(keeper_));
   EXPECT_FALSE(marked());
   EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
 }
@@ -149,7 +123,7 @@ TEST_F(PagedVm, AKeeperToldToLeaveBringsEverythingBackFirst) {
     } else {
       (void)client_->detach();  // without paging in before
     }
-    EXPECT_TRUE(keeper_goes());
+    EXPECT_TRUE(ends(keeper_));
     EXPECT_FALSE(marked());
     EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
     EXPECT_EQ(vmm_.ask("errors"), "0");
@@ -178,10 +152,7 @@ char state_of(pid_t pid) {
 TEST_F(PagedVm, AKeeperThatDiesAllTheSameStopsTheVmAndNeverGivesZeros) {
   page_out_half(file_store());
   ::kill(keeper_, SIGKILL);
-  for (int i = 0; i < 500 && state_of(vmm_.pid()) != 'T'; ++i) {
-    std::this_thread::sleep_for(10ms);
-  }
-  EXPECT_EQ(state_of(vmm_.pid()), 'T');
+  EXPECT_TRUE(eventually([&] { return state_of(vmm_.pid()) == 'T'; }));
   // Even if somebody sets it going: its threads wait, and get nothing.
   vmm_.send("check 0 16384");
   ::kill(vmm_.pid(), SIGCONT);
@@ -203,9 +174,9 @@ TEST_F(PagedVm, RefusesStoresByName) {
     return started.has_error() ? started.error().message : "was accepted";
   };
   EXPECT_THAT(pager.set_goal(kRam).error().message, HasSubstr("has not been started"));
-  paging.path = directory_ + "/none";
-  EXPECT_THAT(error_of(paging), HasSubstr(directory_ + "/none"));
-  paging.path = directory_;
+  paging.path = directory() + "/none";
+  EXPECT_THAT(error_of(paging), HasSubstr(directory() + "/none"));
+  paging.path = directory();
   paging.file = Bytes::gib(1 << 20);
   EXPECT_THAT(error_of(paging), HasSubstr("too small"));
   paging.path.clear();

@@ -3,8 +3,14 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <filesystem>
 #include <random>
 #include <thread>
 
@@ -154,6 +160,116 @@ TEST(GuardedDiscard, FreesZeroPagesAndLeavesDataAlone) {
     const DiscardOutcome again = discarder.discard(0, memory.all());
     EXPECT_EQ(again, (DiscardOutcome{2046, 2, 0, 0}));
   }
+}
+
+// A huge page that something holds a reference to cannot be split, so a part of it cannot be freed;
+// the kernel says "done" all the same and clears the part.
+TEST(GuardedDiscard, APartOfAHugePageThatCannotBeSplitIsNotCounted) {
+  OwnMemory::Options options;
+  options.size = Bytes::mib(4);
+  options.huge = true;
+  OwnMemory memory(options);
+  if (!memory.huge()) {
+    GTEST_SKIP() << "this kernel makes no huge pages of shared memory";
+  }
+  FaultEngine engine(memory.ram(), {});
+  GuardedDiscarder discarder(memory.ram());
+  memory.page(3)[5] = std::byte{7};
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  iovec held{memory.page(100), kPageSize};
+  ASSERT_EQ(::vmsplice(ends[1], &held, 1, 0), static_cast<ssize_t>(kPageSize));
+  const DiscardOutcome outcome = discarder.discard(0, memory.range(0, 512));
+  EXPECT_EQ(outcome.not_zero, 1U);
+  EXPECT_EQ(outcome.discarded + outcome.failed, 511U);
+  EXPECT_EQ(outcome.discarded, outcome.freed);
+  struct stat status {};
+  ASSERT_EQ(::fstat(memory.fd(), &status), 0);
+  EXPECT_EQ(static_cast<std::uint64_t>(status.st_blocks) * 512,
+            Bytes::mib(4).count() - outcome.freed * kPageSize);
+  EXPECT_EQ(memory.page(3)[5], std::byte{7});
+  RecordProperty("failed", std::to_string(outcome.failed));
+  ::close(ends[0]);
+  ::close(ends[1]);
+  // Nothing holds it now.
+  EXPECT_EQ(discarder.discard(0, memory.range(0, 512)).discarded, 511U);
+  EXPECT_EQ(memory.page(3)[5], std::byte{7});
+}
+
+// Events are not asked for on an attached VMM, but a VMM's own userfaultfd may bring them.
+TEST(EngineEvents, UnmappedOrMovedMemoryIsDiscardedNoMore) {
+  for (const bool move : {false, true}) {
+    OwnMemory::Options options;
+    options.size = Bytes::mib(8);
+    options.events = UffdFeature::event_unmap | UffdFeature::event_remap;
+    OwnMemory memory(options);
+    FaultEngine engine(memory.ram(), {});
+    GuardedDiscarder discarder(memory.ram());
+    EXPECT_EQ(discarder.discard(0, memory.range(0, 16)).discarded, 16U);
+    // Waits until the engine has read the event.
+    if (move) {
+      void* at = ::mremap(
+          memory.page(1024), Bytes::mib(4).count(), Bytes::mib(4).count(),
+          MREMAP_MAYMOVE | MREMAP_FIXED,
+          ::mmap(nullptr, Bytes::mib(4).count(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      ASSERT_NE(at, MAP_FAILED);
+      static_cast<std::byte*>(at)[0] = std::byte{1};  // usable where it is now
+      ::munmap(at, Bytes::mib(4).count());
+    } else {
+      ASSERT_EQ(::munmap(memory.page(1024), Bytes::mib(4).count()), 0);
+    }
+    for (int i = 0; i < 500 && !memory.ram().lost(0); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_TRUE(memory.ram().lost(0));
+    EXPECT_EQ(discarder.discard(0, memory.range(16, 16)).failed, 16U);
+    EXPECT_EQ(discarder.refused_pieces(), 1U);
+    memory.page(3)[0] = std::byte{1};  // what is still there is served
+    EXPECT_EQ(memory.page(3)[0], std::byte{1});
+  }
+}
+
+TEST(EngineEvents, AForkOfTheVmmLeavesNothingBehindAndHurtsNeither) {
+  OwnMemory::Options options;
+  options.size = Bytes::mib(2);
+  options.events = UffdFeature::event_fork;
+  OwnMemory memory(options);
+  FaultEngine engine(memory.ram(), {});
+  GuardedDiscarder discarder(memory.ram());
+  ASSERT_EQ(discarder.discard(0, memory.all()).discarded, 512U);
+  const auto open_files = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"),
+                         std::filesystem::directory_iterator());
+  };
+  const auto before = open_files();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    // Its userfaultfd was closed by the engine, so its kernel answers.
+    std::atomic_ref(*reinterpret_cast<std::uint64_t*>(memory.page(5))).store(5);
+    ::_exit(0);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(open_files(), before) << "the child's userfaultfd is kept";
+  EXPECT_EQ(memory.page(5)[0], std::byte{5});
+  EXPECT_EQ(memory.page(6)[0], std::byte{0});
+}
+
+TEST(EngineEvents, RemovedMemoryComesBackAsZeros) {
+  OwnMemory::Options options;
+  options.size = Bytes::mib(2);
+  options.events = UffdFeatures(UffdFeature::event_remove);
+  OwnMemory memory(options);
+  FaultEngine engine(memory.ram(), {});
+  memory.page(9)[0] = std::byte{1};
+  ASSERT_EQ(::madvise(memory.page(8), 4 * kPageSize, MADV_REMOVE), 0);
+  EXPECT_EQ(memory.page(9)[0], std::byte{0});
+  EXPECT_EQ(engine.stats().remove_events, 1U);
+  for (int i = 0; i < 500 && engine.deflated_pages() == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));  // counted after the wake-up
+  }
+  EXPECT_EQ(engine.deflated_pages(), 1U);
 }
 
 TEST(GuardedDiscard, ClipsWhatLiesOutsideTheObject) {

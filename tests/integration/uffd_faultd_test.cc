@@ -10,8 +10,8 @@
 #include <filesystem>
 #include <thread>
 
+#include "tests/integration/keeper_fixture.h"
 #include "tests/integration/uffd_stand_in.h"
-#include "uffd/faultd/client.h"
 #include "uffd/faultd/deflation_watch.h"
 
 namespace fileballoon::faultd {
@@ -21,38 +21,7 @@ using fileballoon::testing::StandIn;
 using ::testing::HasSubstr;
 using namespace std::chrono_literals;
 
-class Faultd : public ::testing::Test {
- protected:
-  Faultd() {
-    char path[] = "/tmp/fileballoon-faultd-XXXXXX";
-    directory_ = ::mkdtemp(path);
-  }
-  ~Faultd() override {
-    // Keepers of this test end with their stand-in; wait for the socket to go.
-    for (int i = 0; i < 300 && std::filesystem::exists(socket()); ++i) {
-      std::this_thread::sleep_for(10ms);
-    }
-    std::error_code gone;  // a keeper that ends removes its sockets at the same time
-    std::filesystem::remove_all(directory_, gone);
-  }
-  [[nodiscard]] std::string socket() const { return directory_ + "/keeper.sock"; }
-  [[nodiscard]] FaultdClient::Options options() const {
-    FaultdClient::Options options;
-    options.socket = socket();
-    options.program = FILEBALLOON_FAULTD;
-    options.patience = 500ms;
-    return options;
-  }
-  std::string directory_;
-};
-
-// Its reaper may take a moment.
-bool is_gone(pid_t pid) {
-  for (int i = 0; i < 300 && ::kill(pid, 0) == 0; ++i) {
-    std::this_thread::sleep_for(10ms);
-  }
-  return ::kill(pid, 0) != 0;
-}
+class Faultd : public fileballoon::testing::KeeperTest {};
 
 // What the daemon does: find the RAM, attach, discard everything that is zero.
 struct Daemon {
@@ -85,7 +54,7 @@ TEST_F(Faultd, DiscardsAnswersReportsAndLeaves) {
 
   const pid_t keeper = daemon.client->keeper();
   EXPECT_TRUE(daemon.client->detach().has_value());
-  EXPECT_TRUE(is_gone(keeper));
+  EXPECT_TRUE(ends(keeper));
   EXPECT_FALSE(std::filesystem::exists(socket()));
   ASSERT_EQ(vmm.ask("zero 0 8192"), "ok");
   ASSERT_EQ(vmm.ask("fill 0 8192"), "ok");
@@ -98,9 +67,14 @@ TEST_F(Faultd, TellsOfDeflationAtOnceAndCountsItOnce) {
   Daemon daemon(vmm.pid(), options());
   ASSERT_EQ(daemon.discard_all().discarded, 16384U);
   ASSERT_EQ(vmm.ask("fill 0 100"), "ok");  // before anybody watches
+  // The last answer is counted after it has woken the writer.
+  ASSERT_TRUE(eventually([&] { return daemon.client->stats()->refaulted_pages >= 100; }));
   auto watch = DeflationWatch::connect(socket()).value();
-  EXPECT_TRUE(watch.ask(10s));
   pollfd polled{watch.fd(), POLLIN, 0};
+  EXPECT_TRUE(watch.ask(10s));
+  ASSERT_EQ(::poll(&polled, 1, 5000), 1) << "the first answer comes at once";
+  EXPECT_EQ(watch.take().value(), 0U) << "what came back before is history";
+  EXPECT_TRUE(watch.ask(10s));
   EXPECT_EQ(::poll(&polled, 1, 100), 0) << "nothing came back";
   ASSERT_EQ(vmm.ask("fill 8192 1000"), "ok");
   std::uint64_t told = 0;
@@ -220,14 +194,102 @@ TEST_F(Faultd, AKeeperThatHangsIsKilledSoThatTheGuestGoesOn) {
   EXPECT_NE(daemon.client->keeper(), keeper);
 }
 
+// Clients whose connections nobody accepts. Were they waited for, one hung keeper would take a
+// worker of the daemon after the other, and with them the VMs of others.
+TEST_F(Faultd, AKeeperThatAcceptsNobodyIsAnErrorAtOnce) {
+  StandIn vmm({"--quiet"});
+  const UniqueFd hung(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const sockaddr_un address = socket_address(socket()).value();
+  ASSERT_EQ(::bind(hung.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(hung.get(), 1), 0);
+  auto watch = DeflationWatch::connect(socket());
+  ASSERT_TRUE(watch.has_value()) << "asked, not waited for: " << watch.error().message;
+  EXPECT_TRUE(watch->ask(1ms));
+  pollfd polled{watch->fd(), POLLIN, 0};
+  EXPECT_EQ(::poll(&polled, 1, 0), 0);
+
+  std::vector<UniqueFd> queued;
+  for (auto fd = connect_keeper(socket()); fd.has_value(); fd = connect_keeper(socket())) {
+    queued.push_back(std::move(*fd));
+    ASSERT_LT(queued.size(), 100U);
+  }
+  const auto hangs = HasSubstr("hangs: it does not accept connections");
+  EXPECT_THAT(connect_keeper(socket()).error().message, hangs);
+  EXPECT_THAT(DeflationWatch::connect(socket()).error().message, hangs);
+  EXPECT_TRUE(is_kept(socket())) << "nobody else may discard that VM's RAM";
+  const GuestRam ram = GuestRam::open(vmm.pid()).value();
+  const auto client = FaultdClient::attach(ram, options());
+  ASSERT_TRUE(client.has_error());
+  EXPECT_THAT(client.error().message, hangs);
+  std::filesystem::remove(socket());
+}
+
 TEST_F(Faultd, EndsWithTheVm) {
   StandIn vmm;
   Daemon daemon(vmm.pid(), options());
   const pid_t keeper = daemon.client->keeper();
   vmm.kill_and_wait();
-  EXPECT_TRUE(is_gone(keeper));
+  EXPECT_TRUE(ends(keeper));
   EXPECT_FALSE(std::filesystem::exists(socket()));
   EXPECT_EQ(daemon.discard_all().failed, 16384U);
+}
+
+// `--refault kernel`: the keeper guards discards, and nothing else depends on it.
+TEST_F(Faultd, WhereTheKernelAnswersRefaultsItOnlyGuardsDiscards) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("fill 0 16384"), "ok");
+  ASSERT_EQ(vmm.ask("zero 0 8192"), "ok");
+  FaultdClient::Options kernel = options();
+  kernel.refaults = RefaultMode::kernel;
+  Daemon daemon(vmm.pid(), kernel);
+  EXPECT_EQ(daemon.discard_all(), (DiscardOutcome{8192, 8192, 0, 8192}));
+  EXPECT_EQ(daemon.ram.footprint(), Bytes::mib(32));
+  ASSERT_EQ(vmm.ask("fill 0 8192"), "ok");
+  EXPECT_EQ(daemon.client->stats()->engine.missing_faults, 0U) << "the kernel's business";
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+
+  // Stopped, or killed: no guest waits for it.
+  for (const int signal : {SIGSTOP, SIGKILL}) {
+    ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+    ASSERT_EQ(daemon.discard_all().discarded, 16384U);
+    const pid_t keeper = daemon.client->keeper();
+    ::kill(keeper, signal);
+    EXPECT_EQ(vmm.ask("fill 0 16384"), "ok");
+    EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+    (void)daemon.client->stats();  // notices, and starts another
+    EXPECT_NE(daemon.client->keeper(), keeper);
+    std::this_thread::sleep_for(1100ms);  // it is replaced at most once a second
+  }
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+TEST_F(Faultd, AKeeperThatDiesInTheMiddleOfADiscardLeavesNothingArmed) {
+  for (const RefaultMode mode : {RefaultMode::kernel, RefaultMode::engine}) {
+    StandIn vmm;
+    FaultdClient::Options wanted = options();
+    wanted.refaults = mode;
+    ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+    Daemon daemon(vmm.pid(), wanted);
+    const pid_t keeper = daemon.client->keeper();
+    std::thread discards([&] { (void)daemon.discard_all(); });
+    std::this_thread::sleep_for(5ms);
+    ::kill(keeper, SIGKILL);
+    discards.join();
+    EXPECT_EQ(vmm.ask("fill 0 16384"), "ok") << "a writer waits for a keeper that is dead";
+    EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+    (void)daemon.client->detach();
+  }
+}
+
+TEST_F(Faultd, AKeeperOfTheOtherModeIsReplaced) {
+  StandIn vmm;
+  Daemon first(vmm.pid(), options());
+  const pid_t keeper = first.client->keeper();
+  FaultdClient::Options kernel = options();
+  kernel.refaults = RefaultMode::kernel;
+  Daemon second(vmm.pid(), kernel);
+  EXPECT_NE(second.client->keeper(), keeper);
+  EXPECT_TRUE(ends(keeper));
 }
 
 TEST_F(Faultd, SaysWhyItCannotAttach) {

@@ -21,6 +21,7 @@
 namespace fileballoon {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing::StandIn;
 using namespace std::chrono_literals;
@@ -111,6 +112,91 @@ TEST(HotAttach, AStoppedProcessStaysStoppedAndGoesOnLater) {
   EXPECT_THAT(text, HasSubstr("T (stopped)"));
   ::kill(vmm.pid(), SIGCONT);
   EXPECT_EQ(vmm.ask("fill 0 16"), "ok");
+}
+
+// A cgroup of its own (v2) for one process; gone with this.
+class Freezer {
+ public:
+  explicit Freezer(pid_t pid) {
+    std::ifstream mounts("/proc/self/mounts");
+    std::string where;
+    for (std::string device, folder, type, rest;
+         mounts >> device >> folder >> type && std::getline(mounts, rest);) {
+      where = type == "cgroup2" ? folder : where;
+    }
+    folder_ = where + "/fileballoon-test-" + std::to_string(::getpid());
+    usable_ = !where.empty() && ::mkdir(folder_.c_str(), 0755) == 0 &&
+              write("cgroup.procs", std::to_string(pid));
+  }
+  Freezer(const Freezer&) = delete;
+  Freezer& operator=(const Freezer&) = delete;
+  ~Freezer() {
+    (void)write("cgroup.freeze", "0");
+    for (int i = 0; i < 200 && ::rmdir(folder_.c_str()) != 0 && errno == EBUSY; ++i) {
+      std::this_thread::sleep_for(10ms);
+    }
+  }
+  [[nodiscard]] bool usable() const { return usable_; }
+  [[nodiscard]] bool freeze() {
+    if (!write("cgroup.freeze", "1")) {
+      return false;
+    }
+    for (int i = 0; i < 500; ++i) {
+      std::ifstream in(folder_ + "/cgroup.events");
+      const std::string text{std::istreambuf_iterator<char>(in), {}};
+      if (text.find("frozen 1") != std::string::npos) {
+        return true;
+      }
+      std::this_thread::sleep_for(10ms);
+    }
+    return false;
+  }
+  [[nodiscard]] bool thaw() { return write("cgroup.freeze", "0"); }
+
+ private:
+  [[nodiscard]] bool write(const std::string& file, const std::string& text) {
+    std::ofstream out(folder_ + "/" + file);
+    out << text << std::flush;
+    return out.good();
+  }
+  std::string folder_;
+  bool usable_ = false;
+};
+
+// Of all its threads: the signals that each blocks.
+std::string blocked_signals(pid_t pid) {
+  std::string blocked;
+  const std::filesystem::path tasks = "/proc/" + std::to_string(pid) + "/task";
+  for (const auto& task : std::filesystem::directory_iterator(tasks)) {
+    std::ifstream status(task.path() / "status");
+    for (std::string line; std::getline(status, line);) {
+      blocked += line.starts_with("SigBlk:") ? line + "\n" : "";
+    }
+  }
+  return blocked;
+}
+
+TEST(HotAttach, AFrozenProcessIsRefusedAndGoesOnAsItWas) {
+  StandIn vmm;
+  auto freezer = std::make_unique<Freezer>(vmm.pid());
+  if (!freezer->usable()) {
+    GTEST_SKIP() << "no cgroup v2 can be made here";
+  }
+  const std::string fds = vmm.ask("fds");
+  const std::string blocked = blocked_signals(vmm.pid());
+  const Process process = inspect_process(vmm.pid()).value();
+  ASSERT_TRUE(freezer->freeze());
+  const auto attachment = hot_attach(process);
+  ASSERT_TRUE(attachment.has_error());
+  EXPECT_THAT(attachment.error().message, HasSubstr("its cgroup is frozen"));
+  ASSERT_TRUE(freezer->thaw());
+  EXPECT_EQ(vmm.ask("fill 0 16"), "ok");
+  EXPECT_EQ(blocked_signals(vmm.pid()), blocked);
+  EXPECT_EQ(vmm.ask("fds"), fds);
+  EXPECT_EQ(vmm.ask("errors"), "0");
+  EXPECT_TRUE(hot_attach(process).has_value()) << "once it runs it can be attached";
+  EXPECT_EQ(vmm.ask("check 0 16"), "0");
+  vmm.kill_and_wait();
 }
 
 TEST(HotAttach, FaultsAreAnsweredAndDataIsKept) {
@@ -205,6 +291,37 @@ TEST(HotAttach, RamOnTmpfsWorks) {
   ::unlink(path.c_str());
 }
 
+TEST(HotAttach, RamOnHugePagesWorks) {
+  StandIn vmm;
+  ASSERT_EQ(vmm.ask("fill 0 16384"), "ok");
+  // Part of each of four huge pages, one whole one, and parts of two that meet.
+  const std::vector<std::pair<unsigned, unsigned>> zeroed = {
+      {10, 1}, {600, 300}, {1536, 512}, {3000, 200}};
+  for (const auto& [first, count] : zeroed) {
+    ASSERT_EQ(vmm.ask("zero " + std::to_string(first) + " " + std::to_string(count)), "ok");
+  }
+  if (const std::string collapsed = vmm.ask("collapse 0 16384"); collapsed != "ok") {
+    GTEST_SKIP() << "this kernel makes no huge pages of shared memory: " << collapsed;
+  }
+  for (const RefaultMode mode : {RefaultMode::engine, RefaultMode::kernel}) {
+    WatchedRam::Options options;
+    options.mode = mode;
+    Attached attached(vmm.pid(), 2, options);
+    const DiscardOutcome outcome = attached.discarder->discard(0, {HostOffset(0), Bytes::mib(64)});
+    EXPECT_EQ(outcome.not_zero, 16384U - 1013U);
+    EXPECT_EQ(outcome.discarded + outcome.failed, 1013U);
+    EXPECT_EQ(attached.guest.footprint(), Bytes::pages(16384 - outcome.discarded))
+        << "what counts as discarded is gone, and nothing else";
+    for (const auto& [first, count] : zeroed) {
+      EXPECT_EQ(vmm.ask("fill " + std::to_string(first) + " " + std::to_string(count)), "ok");
+    }
+    EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+    for (const auto& [first, count] : zeroed) {
+      ASSERT_EQ(vmm.ask("zero " + std::to_string(first) + " " + std::to_string(count)), "ok");
+    }
+  }
+}
+
 TEST(HotAttach, ENOMEMWhileFillingWaitsAndLosesNothing) {
   char dir[] = "/tmp/fileballoon-tmpfs-XXXXXX";
   ASSERT_NE(::mkdtemp(dir), nullptr);
@@ -280,6 +397,51 @@ TEST(HotAttachRefuses, AProcessUnderADebugger) {
 TEST(HotAttachRefuses, ASandboxThatWouldKillItAndItLives) {
   StandIn vmm({"--sandbox"});
   EXPECT_THAT(attach_error(vmm.pid()), HasSubstr("seccomp filter forbids userfaultfd(2)"));
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+// A VMM without privileges, as libvirt runs QEMU. The system call is forbidden to it unless
+// vm.unprivileged_userfaultfd is 1.
+TEST(HotAttach, AnUnprivilegedVmmIsAttachedThroughTheDevice) {
+  if (::access("/dev/userfaultfd", F_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no /dev/userfaultfd";
+  }
+  StandIn vmm({"--nobody", "666"});
+  const std::string fds = vmm.ask("fds");
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  Attached attached(vmm.pid());
+  EXPECT_EQ(attached.discarder->discard(0, {HostOffset(0), Bytes::mib(64)}).discarded, 16384U);
+  EXPECT_EQ(vmm.ask("fill 0 16384"), "ok");
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+  EXPECT_EQ(vmm.ask("fds"), fds);
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+TEST(HotAttach, ASandboxThatAllowsTheDeviceIsNoObstacle) {
+  if (::access("/dev/userfaultfd", R_OK | W_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no /dev/userfaultfd";
+  }
+  StandIn vmm({"--sandbox-with-files"});
+  ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
+  Attached attached(vmm.pid());
+  EXPECT_EQ(attached.discarder->discard(0, {HostOffset(0), Bytes::mib(64)}).discarded, 16384U);
+  EXPECT_EQ(vmm.ask("fill 0 16384"), "ok");
+  EXPECT_EQ(vmm.ask("check 0 16384"), "0");
+  EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+TEST(HotAttachRefuses, AVmmThatMayNeitherOpenTheDeviceNorMakeTheCall) {
+  std::ifstream sysctl("/proc/sys/vm/unprivileged_userfaultfd");
+  int unprivileged = 1;
+  sysctl >> unprivileged;
+  if (unprivileged != 0 || ::access("/dev/userfaultfd", F_OK) != 0) {
+    GTEST_SKIP() << "every process may make a userfaultfd here, or there is no device for it";
+  }
+  StandIn vmm({"--nobody", "600"});
+  EXPECT_THAT(attach_error(vmm.pid()),
+              AllOf(HasSubstr("/dev/userfaultfd: Permission denied, userfaultfd(2): Operation not "
+                              "permitted"),
+                    HasSubstr("vm.unprivileged_userfaultfd=1"), HasSubstr("/dev/userfaultfd,")));
   EXPECT_EQ(vmm.ask("errors"), "0");
 }
 

@@ -2,12 +2,17 @@
 // fault path decides, and the errors that a user reads.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <cstring>
+#include <functional>
 #include <thread>
+#include <vector>
 
 #include "uffd/userfaultfd.h"
 
@@ -112,6 +117,117 @@ TEST_F(Interface, APoisonedPageIsABusError) {
   EXPECT_LT(::write(ends[1], base_ + 2 * kPageSize, 1), 0);
   ::close(ends[0]);
   ::close(ends[1]);
+}
+
+// Who unmaps, moves, removes or forks waits until its event is read.
+class Events : public Interface {
+ protected:
+  void SetUp() override {
+    Interface::SetUp();
+    uffd_ = Userfaultfd::open(UffdFeature::missing_shmem | UffdFeature::event_fork |
+                              UffdFeature::event_remap | UffdFeature::event_remove |
+                              UffdFeature::event_unmap)
+                .value();
+    ASSERT_TRUE(uffd_.watch(pages(0, kPages), UffdMode::missing).has_value());
+  }
+  void TearDown() override {
+    uffd_ = Userfaultfd();  // nobody would read the event of what is unmapped from now on
+    Interface::TearDown();
+  }
+  /// All that is read while `action` runs in another thread, which waits for its reader.
+  std::vector<uffd_msg> events_of(const std::function<void()>& action) {
+    std::atomic<bool> over{false};
+    std::thread actor([&] {
+      action();
+      over = true;
+    });
+    std::vector<uffd_msg> events;
+    for (bool last = false; !last;) {
+      last = over;
+      std::array<uffd_msg, 4> messages{};
+      std::size_t count = 0;
+      if (uffd_.read(messages, count) == UffdRead::messages) {
+        events.insert(events.end(), messages.begin(), messages.begin() + count);
+      }
+      std::this_thread::yield();
+    }
+    actor.join();
+    return events;
+  }
+};
+
+TEST_F(Events, UnmapSaysWhatIsGone) {
+  const auto events = events_of([&] { ::munmap(base_ + 4 * kPageSize, 2 * kPageSize); });
+  ASSERT_EQ(events.size(), 1U);
+  const uffd_msg& event = events[0];
+  EXPECT_EQ(event.event, UFFD_EVENT_UNMAP);
+  EXPECT_EQ(event.arg.remove.start, pages(4, 2).start);
+  EXPECT_EQ(event.arg.remove.end, pages(4, 2).end());
+  EXPECT_EQ(uffd_.zeropage(pages(4, 1), Wake::yes).status, UffdStatus::missing);
+}
+
+TEST_F(Events, RemapSaysWhereItWentAndItIsWatchedThere) {
+  void* to = ::mmap(nullptr, 2 * kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const auto events = events_of([&] {
+    ::mremap(base_ + 4 * kPageSize, 2 * kPageSize, 2 * kPageSize, MREMAP_MAYMOVE | MREMAP_FIXED,
+             to);
+  });
+  // The old place is unmapped, which is an event of its own (mremap(), Linux 6.18).
+  ASSERT_GE(events.size(), 1U);
+  const uffd_msg& event = events[0];
+  EXPECT_EQ(event.event, UFFD_EVENT_REMAP);
+  EXPECT_EQ(event.arg.remap.from, pages(4, 2).start);
+  EXPECT_EQ(event.arg.remap.to, reinterpret_cast<std::uintptr_t>(to));
+  EXPECT_EQ(event.arg.remap.len, pages(4, 2).size.count());
+  EXPECT_EQ(uffd_.zeropage({event.arg.remap.to, Bytes::pages(2)}, Wake::yes).status,
+            UffdStatus::done);
+  uffd_ = Userfaultfd();
+  ::munmap(to, 2 * kPageSize);
+}
+
+TEST_F(Events, RemoveSaysWhatWasRemovedAndFillsWaitForItsReader) {
+  const char data[kPageSize] = {'x'};
+  ASSERT_EQ(uffd_.copy(pages(4, 1), data, Wake::yes).status, UffdStatus::done);
+  std::thread remover([&] { ::madvise(base_ + 4 * kPageSize, kPageSize, MADV_REMOVE); });
+  pollfd polled{uffd_.fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&polled, 1, 5000), 1);
+  EXPECT_EQ(uffd_.copy(pages(4, 1), data, Wake::yes).status, UffdStatus::again)
+      << "it would bring back what is being removed";
+  std::array<uffd_msg, 1> messages{};
+  std::size_t count = 0;
+  ASSERT_EQ(uffd_.read(messages, count), UffdRead::messages);
+  remover.join();
+  EXPECT_EQ(messages[0].event, UFFD_EVENT_REMOVE);
+  EXPECT_EQ(messages[0].arg.remove.start, pages(4, 1).start);
+  EXPECT_EQ(uffd_.zeropage(pages(4, 1), Wake::yes).status, UffdStatus::done);
+  EXPECT_EQ(base_[4 * kPageSize], 0);
+}
+
+TEST_F(Events, ForkBringsTheChildsDescriptorWhichServesTheChild) {
+  pid_t child = 0;
+  const auto events = events_of([&] {
+    child = ::fork();
+    if (child == 0) {
+      ::_exit(static_cast<volatile char*>(base_)[7 * kPageSize]);
+    }
+  });
+  ASSERT_EQ(events.size(), 1U);
+  const uffd_msg& event = events[0];
+  ASSERT_EQ(event.event, UFFD_EVENT_FORK);
+  auto childs =
+      Userfaultfd::adopt(UniqueFd(static_cast<int>(event.arg.fork.ufd)), uffd_.features());
+  ASSERT_TRUE(childs.has_value()) << childs.error().message;
+  pollfd polled{childs->fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&polled, 1, 5000), 1);
+  std::array<uffd_msg, 1> messages{};
+  std::size_t count = 0;
+  ASSERT_EQ(childs->read(messages, count), UffdRead::messages);
+  EXPECT_EQ(messages[0].event, UFFD_EVENT_PAGEFAULT);
+  const char data[kPageSize] = {42};
+  EXPECT_EQ(childs->copy(pages(7, 1), data, Wake::yes).status, UffdStatus::done);
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(WEXITSTATUS(status), 42);
 }
 
 TEST_F(Interface, AClosedDescriptorIsSaidToBeClosed) {

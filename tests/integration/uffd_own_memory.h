@@ -26,6 +26,8 @@ struct OwnMemoryOptions {
   WatchedRam::Options watch;
   bool lazy = false;  ///< anonymous only: MADV_FREE
   bool populated = true;
+  bool huge = false;  ///< of huge pages, where huge() says so
+  UffdFeatures events;
 };
 
 class OwnMemory {
@@ -42,16 +44,24 @@ class OwnMemory {
       }
       flags = MAP_SHARED;
     }
-    void* at = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, flags, fd_.get(), 0);
+    // Aligned for huge pages.
+    const auto reserved = reinterpret_cast<std::uintptr_t>(
+        ::mmap(nullptr, length + kHuge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    void* at = ::mmap(reinterpret_cast<void*>((reserved + kHuge - 1) / kHuge * kHuge), length,
+                      PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd_.get(), 0);
     if (at == MAP_FAILED) {
       throw std::runtime_error("mmap failed");
     }
     base_ = static_cast<std::byte*>(at);
-    // Base pages, as guest RAM that is ballooned page by page has them.
-    (void)::madvise(base_, length, MADV_NOHUGEPAGE);
+    if (!options.huge) {
+      // Base pages, as guest RAM that is ballooned page by page has them.
+      (void)::madvise(base_, length, MADV_NOHUGEPAGE);
+    }
     if (options.populated && ::madvise(base_, length, MADV_POPULATE_WRITE) != 0) {
       throw std::runtime_error("populate failed");
     }
+    constexpr int kMadvCollapse = 25;  // Linux 6.1; not in Debian 12's headers
+    huge_ = options.huge && ::madvise(base_, length, kMadvCollapse) == 0;
     RamObject object;
     object.fd = fd_.get();
     object.size = size_;
@@ -62,7 +72,7 @@ class OwnMemory {
     for (unsigned i = 0; i < options.shards; ++i) {
       shards.push_back(Userfaultfd::open(UffdFeature::missing_shmem |
                                              UffdFeature::wp_hugetlbfs_shmem |
-                                             UffdFeature::pagefault_wp,
+                                             UffdFeature::pagefault_wp | options.events,
                                          UffdFeature::minor_shmem | UffdFeature::wp_unpopulated)
                            .value());
     }
@@ -83,11 +93,14 @@ class OwnMemory {
   [[nodiscard]] HostRange range(std::uint64_t first, std::uint64_t count) const {
     return {HostOffset(first * kPageSize), Bytes::pages(count)};
   }
+  [[nodiscard]] bool huge() const { return huge_; }
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] WatchedRam& ram() { return *ram_; }
 
  private:
+  static constexpr std::uintptr_t kHuge = 2 << 20;
   Bytes size_;
+  bool huge_ = false;
   UniqueFd fd_;
   std::byte* base_ = nullptr;
   std::unique_ptr<WatchedRam> ram_;

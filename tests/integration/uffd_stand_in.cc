@@ -7,10 +7,13 @@
 #include <linux/futex.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -33,6 +36,7 @@
 namespace {
 
 constexpr std::size_t kPage = 4096;
+constexpr int kMadvCollapse = 25;  // Linux 6.1; not in Debian 12's headers
 
 std::atomic<std::uint64_t> errors{0};
 std::atomic<std::uint64_t> progress{0};
@@ -119,11 +123,14 @@ void calculator() {  // registers and floating point state, outside any system c
   }
 }
 
-// Makes userfaultfd(2) kill the process, as a strict sandbox would.
-void forbid_userfaultfd() {
+// Makes userfaultfd(2), and opening files unless `files`, kill the process, as a strict sandbox
+// would.
+void forbid_userfaultfd(bool files) {
+  const std::uint32_t other = files ? SYS_userfaultfd : SYS_openat;
   sock_filter program[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 1, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, other, 0, 1),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
@@ -132,6 +139,19 @@ void forbid_userfaultfd() {
   if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) {
     fail("seccomp");
   }
+}
+
+// A mount namespace of its own in which everybody may (`mode` 0666) or nobody but root may (0600)
+// open /dev/userfaultfd, and an ordinary user's rights in it.
+bool become_nobody(mode_t mode) {
+  struct stat device {};
+  return ::stat("/dev/userfaultfd", &device) == 0 && ::unshare(CLONE_NEWNS) == 0 &&
+         ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+         ::mount("tmpfs", "/mnt", "tmpfs", 0, "size=1m") == 0 &&
+         ::mknod("/mnt/userfaultfd", S_IFCHR | 0600, device.st_rdev) == 0 &&
+         ::chmod("/mnt/userfaultfd", mode) == 0 &&
+         ::mount("/mnt/userfaultfd", "/dev/userfaultfd", nullptr, MS_BIND, nullptr) == 0 &&
+         ::setresgid(65534, 65534, 65534) == 0 && ::setresuid(65534, 65534, 65534) == 0;
 }
 
 int open_ram(const std::string& kind, std::size_t size) {
@@ -158,6 +178,7 @@ int main(int argc, char** argv) {
   std::size_t size = 64 << 20;
   bool threads = true;
   bool sandbox = false;
+  bool sandbox_files = false;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--ram" && i + 1 < argc) {
@@ -168,13 +189,25 @@ int main(int argc, char** argv) {
       threads = false;
     } else if (argument == "--sandbox") {
       sandbox = true;
+    } else if (argument == "--sandbox-with-files") {
+      sandbox = sandbox_files = true;
+    } else if (argument == "--nobody" && i + 1 < argc) {
+      if (!become_nobody(static_cast<mode_t>(std::stoul(argv[++i], nullptr, 8)))) {
+        std::perror("stand-in: --nobody");
+        return 1;
+      }
     }
   }
   const int fd = open_ram(kind, size);
   char* ram = nullptr;
   if (kind != "none") {
     const int flags = kind == "private" ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-    ram = static_cast<char*>(::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, fd, 0));
+    // Where huge pages fit, as QEMU places its RAM.
+    constexpr std::uintptr_t kHuge = 2 << 20;
+    const auto reserved = reinterpret_cast<std::uintptr_t>(
+        ::mmap(nullptr, size + kHuge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    ram = static_cast<char*>(::mmap(reinterpret_cast<void*>((reserved + kHuge - 1) / kHuge * kHuge),
+                                    size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0));
     if (ram == MAP_FAILED) {
       std::perror("mmap");
       return 1;
@@ -185,7 +218,7 @@ int main(int argc, char** argv) {
   action.sa_flags = SA_RESTART;
   ::sigaction(SIGUSR1, &action, nullptr);
   if (sandbox) {
-    forbid_userfaultfd();
+    forbid_userfaultfd(sandbox_files);
   }
   // A handler that runs makes some calls return EINTR, rightly: only the main thread takes signals.
   sigset_t usr1;
@@ -236,6 +269,9 @@ int main(int argc, char** argv) {
         ++touches;
       }
       std::cout << touches << ' ' << slow << ' ' << longest.count() << std::endl;
+    } else if (command == "collapse") {  // into huge pages
+      const int result = ::madvise(ram + first * kPage, count * kPage, kMadvCollapse);
+      std::cout << (result == 0 ? "ok" : std::strerror(errno)) << std::endl;
     } else if (command == "unmap") {
       ::munmap(ram + first * kPage, count * kPage);
       std::cout << "ok" << std::endl;

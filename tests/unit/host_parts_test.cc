@@ -5,13 +5,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <thread>
 
 #include "host/channel_socket.h"
 #include "host/config.h"
 #include "host/ctl_format.h"
 #include "host/event_log.h"
+#include "host/keep_running.h"
 #include "host/qmp_client.h"
 #include "host/rpc.h"
 #include "host/state_file.h"
@@ -270,6 +274,30 @@ TEST(Output, WaitingVmsSayWhy) {
   EXPECT_THAT(format_list({}), HasSubstr("no VM"));
 }
 
+// ---------------------------------------------------------------------------------- keep_running
+
+// A policy that ends because descriptors ran out for a moment would leave its VM as it is for ever.
+TEST(KeepRunning, ALoopThatFailsIsToldOfOnceAndStartedAgainUntilItReturns) {
+  asio::io_context control;
+  EventLog events;
+  int runs = 0;
+  const auto loop = [&]() -> asio::awaitable<void> {
+    if (++runs < 4) {
+      throw std::runtime_error(runs < 3 ? "no descriptors" : "no memory");
+    }
+    co_return;
+  };
+  keep_running(control, events, "web", "the watch", loop, std::chrono::milliseconds(0));
+  control.run();
+  EXPECT_EQ(runs, 4);
+  ASSERT_EQ(events.recent().size(), 2U) << "one for each reason";
+  const json::object& event = events.recent().front();
+  EXPECT_EQ(event.at("event"), "internal-error");
+  EXPECT_EQ(event.at("vm"), "web");
+  EXPECT_THAT(json::serialize(event),
+              HasSubstr("the watch failed and is started again: no descriptors"));
+}
+
 // ------------------------------------------------------------------------------------------
 // sockets
 
@@ -324,6 +352,66 @@ TEST_F(Pair, AMonitorThatDoesNotGreetIsNotWaitedForLong) {
       QmpClient::greet(JsonLineClient::adopt(near, "test"), JsonLineClient::Timeout(50));
   ASSERT_FALSE(qmp);
   EXPECT_THAT(qmp.error().message, HasSubstr("one client at a time"));
+}
+
+/// What `ask` answers on a socket whose other end says `greeting`, then `line` without end.
+std::string told_without_end(std::string_view greeting, std::string_view line,
+                             const std::function<std::string(JsonLineClient)>& ask) {
+  constexpr std::chrono::seconds kMuchTooLong{5};
+  std::array<int, 2> fds{};
+  EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds.data()), 0);
+  std::string lines(greeting);
+  for (int i = 0; i < 100; ++i) {
+    lines += line;
+  }
+  std::atomic<bool> answered = false;
+  std::thread peer([&, until = std::chrono::steady_clock::now() + kMuchTooLong] {
+    std::size_t at = 0;
+    while (!answered && std::chrono::steady_clock::now() < until) {
+      const ssize_t n = ::send(fds[1], lines.data() + at, lines.size() - at, MSG_NOSIGNAL);
+      at += n > 0 ? static_cast<std::size_t>(n) : 0;
+      at = at == lines.size() ? greeting.size() : at;
+    }
+    ::close(fds[1]);  // an endless wait ends with another error
+  });
+  std::string answer = ask(JsonLineClient::adopt(fds[0], "test"));
+  answered = true;
+  peer.join();
+  return answer;
+}
+
+// An attach would hang, and a worker with it, for as long as the other side likes to talk.
+TEST(Client, APeerThatNeverStopsTalkingIsNotListenedToBeyondTheDeadline) {
+  constexpr JsonLineClient::Timeout kTimeout(50);
+  constexpr std::string_view kGreeting = "{\"QMP\": {}}\n{\"return\": {}}\n";
+  constexpr std::string_view kEvent = "{\"event\": \"RTC_CHANGE\"}\n";
+  EXPECT_THAT(told_without_end(kGreeting, kEvent,
+                               [&](JsonLineClient client) {
+                                 auto qmp = QmpClient::greet(std::move(client)).value();
+                                 return qmp.execute("query-x", {}, kTimeout).error().message;
+                               }),
+              HasSubstr("query-x: only events, no answer in time"));
+  EXPECT_THAT(told_without_end(kGreeting, kEvent,
+                               [&](JsonLineClient client) {
+                                 auto qmp = QmpClient::greet(std::move(client)).value();
+                                 return qmp.wait_event("STOP", kTimeout).error().message;
+                               }),
+              HasSubstr("event STOP: only others came in time"));
+  const std::string late = "test: no answer in time";
+  EXPECT_EQ(told_without_end(
+                "", "\n",
+                [&](JsonLineClient client) { return client.receive(kTimeout).error().message; }),
+            late);
+  EXPECT_EQ(told_without_end("", "{\"method\": \"event\"}\n",
+                             [&](JsonLineClient client) {
+                               return client.call("list", {}, kTimeout).error().message;
+                             }),
+            late);
+  EXPECT_EQ(told_without_end("", "{\"id\": 0}\n",
+                             [&](JsonLineClient client) {
+                               return client.next_notification(kTimeout).error().message;
+                             }),
+            late);
 }
 
 TEST_F(Pair, CallsSkipLateRepliesAndKeepNotifications) {

@@ -171,6 +171,19 @@ TEST(SeccompFilter, ArchitectureArgumentsAndArithmeticAreSeen) {
   EXPECT_TRUE(allows(run_filter(filter, 1, arguments, 0)));
 }
 
+// The kernel tells a filter where the call returns to, which is behind the two-byte instruction.
+TEST(SeccompFilter, TheInstructionPointerIsTheOneThatTheKernelShows) {
+  constexpr std::uint64_t kInstruction = 0x7fff12345678;
+  const std::array<sock_filter, 4> only_there = {{
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, instruction_pointer)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x1234567a, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+  }};
+  EXPECT_TRUE(allows(run_filter(only_there, 1, kNoArguments, kInstruction)));
+  EXPECT_FALSE(allows(run_filter(only_there, 1, kNoArguments, kInstruction + 2)));
+}
+
 TEST(SeccompFilter, ABrokenProgramAllowsNothing) {
   EXPECT_FALSE(allows(run_filter({}, 1, kNoArguments, 0)));
   const std::array<sock_filter, 1> outside = {{BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 4000)}};

@@ -25,9 +25,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kRetry{1};
 
-std::string find_program(const std::string& given) {
+Result<std::string> find_program(const std::string& given) {
+  const auto found = [](const std::string& program) {
+    return Result<std::string>(boost::system::in_place_value, program);
+  };
   if (!given.empty()) {
-    return given;
+    return found(given);
   }
   std::array<char, PATH_MAX> self{};
   std::string directory;
@@ -35,18 +38,21 @@ std::string find_program(const std::string& given) {
     directory = self.data();
     directory.resize(directory.rfind('/'));
   }
-  // Installed side by side, the build tree, and the usual places.
+  std::string looked;
+  // Installed side by side, the build tree (its tests lie one folder deeper), and the usual places.
   for (const std::string& candidate :
        {directory + "/fileballoon-faultd", directory + "/../uffd/fileballoon-faultd",
         directory + "/../sbin/fileballoon-faultd",
+        directory + "/../../uffd/fileballoon-faultd",
         directory + "/../libexec/fileballoon/fileballoon-faultd",
         std::string("/usr/sbin/fileballoon-faultd"),
         std::string("/usr/local/sbin/fileballoon-faultd")}) {
     if (::access(candidate.c_str(), X_OK) == 0) {
-      return candidate;
+      return found(candidate);
     }
+    looked += (looked.empty() ? "" : ", ") + candidate;
   }
-  return "fileballoon-faultd";
+  return Error{"the fault keeper's program is not installed; looked for " + looked};
 }
 
 // Kills the keeper behind `pidfd` and waits until its userfaultfds are closed. Not one that holds
@@ -113,7 +119,7 @@ bool FaultdClient::exchange(Connection& connection, const Request& request, Repl
 
 bool FaultdClient::is_ours(const HelloReply& hello) const {
   if (hello.magic != kMagic || hello.version != kVersion || hello.pid != ram_.pid() ||
-      hello.start_time != ram_.process().start_time ||
+      hello.start_time != ram_.process().start_time || hello.refaults != options_.refaults ||
       hello.backing_count != ram_.backings().size()) {
     return false;
   }
@@ -127,12 +133,18 @@ bool FaultdClient::is_ours(const HelloReply& hello) const {
 }
 
 Result<void> FaultdClient::start_keeper() const {
-  const std::string program = find_program(options_.program);
-  std::vector<std::string> arguments = {program,      "--daemonize",
-                                        "--pid",      std::to_string(ram_.pid()),
-                                        "--socket",   options_.socket,
-                                        "--resolver", to_string(options_.resolver),
-                                        "--shards",   std::to_string(options_.shards)};
+  const auto found = find_program(options_.program);
+  if (found.has_error()) {
+    return found.error();
+  }
+  const std::string& program = *found;
+  std::vector<std::string> arguments = {
+      program,      "--daemonize",
+      "--pid",      std::to_string(ram_.pid()),
+      "--socket",   options_.socket,
+      "--refaults", options_.refaults == RefaultMode::kernel ? "kernel" : "engine",
+      "--resolver", to_string(options_.resolver),
+      "--shards",   std::to_string(options_.shards)};
   std::vector<char*> argv;
   for (auto& argument : arguments) {
     argv.push_back(argument.data());
@@ -184,7 +196,11 @@ Result<void> FaultdClient::start_keeper() const {
 }
 
 Result<FaultdClient::Connection> FaultdClient::connect_or_start() {
-  if (auto connection = connect(); connection.has_value()) {
+  if (auto connection = connect(); connection.has_error()) {
+    if (is_listened_on(options_.socket)) {
+      return connection.error();  // another one could not take its place
+    }
+  } else {
     HelloReply hello;
     if (exchange(*connection, Request{}, hello, options_.patience) && is_ours(hello)) {
       return connection;
@@ -194,7 +210,7 @@ Result<FaultdClient::Connection> FaultdClient::connect_or_start() {
                    " gives no answer and holds paged-out frames of " + ram_.process().label() +
                    ": it is left alone, since their content would die with it"};
     }
-    // Of another version, or of another VM that had this socket.
+    // Of another version or mode, or of another VM that had this socket.
     if (connection->fd.valid()) {
       Request leave;
       leave.operation = Operation::detach;
@@ -321,6 +337,10 @@ pid_t FaultdClient::keeper() const {
 unsigned FaultdClient::restarts() const {
   const std::lock_guard lock(mutex_);
   return restarts_;
+}
+
+bool is_kept(const std::string& socket) {
+  return is_listened_on(socket) || ::access(paging_marker(socket).c_str(), F_OK) == 0;
 }
 
 Result<std::string> default_socket(const GuestRam& ram) {

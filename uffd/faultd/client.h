@@ -1,7 +1,7 @@
-// FaultdClient: the daemon's side of a VM in `--refault uffd` mode. It finds the VM's keeper, or
-// starts one, and sends it every discard; it is the Discarder of such a VM. A keeper that died is
-// replaced (the kernel answers refaults meanwhile), one that hangs is killed first, so that the
-// guest is never left without an answer.
+// FaultdClient: the daemon's side of a VM that has a keeper. It finds the keeper, or starts one,
+// and sends it every discard; it is the Discarder of such a VM. A keeper that died is replaced (the
+// kernel answers refaults meanwhile), one that hangs is killed first, so that the guest is never
+// left without an answer.
 #pragma once
 
 #include <chrono>
@@ -22,6 +22,7 @@ class FaultdClient final : public Discarder {
     std::string socket;
     /// The keeper's program; empty: beside this program, in the build tree, or installed.
     std::string program;
+    RefaultMode refaults = RefaultMode::engine;
     Resolver resolver = Resolver::zeropage;
     /// Userfaultfds, each with a reader: two answer a single thread faster than one does.
     unsigned shards = 2;
@@ -29,8 +30,9 @@ class FaultdClient final : public Discarder {
     std::chrono::milliseconds patience{2000};
   };
 
-  /// Connects to the keeper of the VM of `ram`, or starts one; one of another version, or of
-  /// another process with the same pid, is told to leave first. `ram` must outlive the client.
+  /// Connects to the keeper of the VM of `ram`, or starts one; one of another version or
+  /// mode, or of another process with the same pid, is told to leave first. `ram` must outlive the
+  /// client.
   [[nodiscard]] static Result<std::unique_ptr<FaultdClient>> attach(const GuestRam& ram,
                                                                     Options options);
   /// Leaves the keeper running: it goes on answering faults until detach() or the VM's end.
@@ -89,5 +91,9 @@ class FaultdClient final : public Discarder {
 /// $XDG_RUNTIME_DIR/fileballoon for a user without rights there; created where missing), named by
 /// the VMM's pid and start time.
 [[nodiscard]] Result<std::string> default_socket(const GuestRam& ram);
+
+/// Whether a keeper listens on `socket`, or has left frames behind that are paged out: then nobody
+/// else may discard or fill that VM's RAM.
+[[nodiscard]] bool is_kept(const std::string& socket);
 
 }  // namespace fileballoon::faultd

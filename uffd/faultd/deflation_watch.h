@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "uffd/faultd/packet_socket.h"
@@ -13,15 +14,17 @@ namespace fileballoon::faultd {
 
 class DeflationWatch {
  public:
-  /// To the keeper that listens on `socket` (FaultdClient::Options::socket).
+  /// To the keeper that listens on `socket` (FaultdClient::Options::socket). One that hangs does
+  /// not show here, but in an ask() that is not answered.
   [[nodiscard]] static Result<DeflationWatch> connect(const std::string& socket);
 
   /// Asks for an answer as soon as more pages than told so far have come back, or after
-  /// `at_latest`. False: the keeper is gone, connect anew.
+  /// `at_latest`; the first time for where it stands, answered at once. False: the keeper is gone,
+  /// connect anew.
   [[nodiscard]] bool ask(std::chrono::milliseconds at_latest);
-  /// The answer: how many pages have come back since the last one. A keeper counts from its own
-  /// start, so nothing is counted twice, and what came back while it was being replaced is not
-  /// counted. An error says that the keeper is gone.
+  /// The answer: how many pages have come back since the last one, which is 0 for the first. A
+  /// keeper counts from its own start, so nothing is counted twice, and what came back while it was
+  /// being replaced is not counted. An error says that the keeper is gone.
   [[nodiscard]] Result<std::uint64_t> take();
 
   [[nodiscard]] int fd() const { return fd_.get(); }
@@ -30,7 +33,7 @@ class DeflationWatch {
   explicit DeflationWatch(UniqueFd fd) : fd_(std::move(fd)) {}
 
   UniqueFd fd_;
-  std::uint64_t known_ = 0;
+  std::optional<std::uint64_t> known_;  // none before the first answer
 };
 
 }  // namespace fileballoon::faultd

@@ -14,8 +14,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr UffdFeatures kRequired =
-    UffdFeature::missing_shmem | UffdFeature::wp_hugetlbfs_shmem | UffdFeature::pagefault_wp;
+constexpr UffdFeatures kWriteProtect = UffdFeature::wp_hugetlbfs_shmem | UffdFeature::pagefault_wp;
+constexpr UffdFeatures kEngine = UffdFeature::missing_shmem | kWriteProtect;
+
+UffdFeatures features_for(const Keeper::Options& options) {
+  if (options.refaults == RefaultMode::kernel) {
+    return kWriteProtect;
+  }
+  return options.resolver == Resolver::continue_ ? kEngine | UffdFeature::minor_shmem : kEngine;
+}
 constexpr std::size_t kMaxClients = 16;
 // Refaulted ranges kept for a client that does not ask: 24 bytes each.
 constexpr std::size_t kMaxBacklog = 16384;
@@ -38,16 +45,17 @@ Result<std::unique_ptr<Keeper>> Keeper::attach(pid_t pid, const Options& options
     return Error{ram->process().label() + " has more than " + std::to_string(kMaxBackings) +
                  " memory backends"};
   }
-  const bool minor = options.resolver == Resolver::continue_;
-  auto uffds = hot_attach_negotiated(ram->process(), options.shards,
-                                     minor ? kRequired | UffdFeature::minor_shmem : kRequired);
+  const bool kernel = options.refaults == RefaultMode::kernel;
+  // Write-protect faults alone are rare: one wait queue does.
+  auto uffds =
+      hot_attach_negotiated(ram->process(), kernel ? 1 : options.shards, features_for(options));
   if (uffds.has_error()) {
     return uffds.error();
   }
   std::unique_ptr<Keeper> keeper(new Keeper(std::move(*ram), options));
   WatchedRam::Options watch;
-  watch.mode = RefaultMode::engine;
-  watch.minor = minor;
+  watch.mode = options.refaults;
+  watch.minor = !kernel && options.resolver == Resolver::continue_;
   auto watched = WatchedRam::create(WatchedRam::objects_of(keeper->ram_), std::move(*uffds), watch);
   if (watched.has_error()) {
     return Error{keeper->ram_.process().label() + ": " + watched.error().message};
@@ -55,6 +63,9 @@ Result<std::unique_ptr<Keeper>> Keeper::attach(pid_t pid, const Options& options
   keeper->watched_ = std::move(*watched);
   FaultEngine::Options engine;
   engine.resolver = options.resolver;
+  if (kernel) {
+    engine.max_spin = std::chrono::microseconds(0);
+  }
   keeper->paging_ = std::make_unique<PagingHost>(*keeper->watched_, pid, options.socket);
   keeper->engine_ =
       std::make_unique<FaultEngine>(*keeper->watched_, engine, &keeper->paging_->source());
@@ -69,9 +80,9 @@ Result<void> Keeper::listen(const std::string& path) {
     return address.error();
   }
   const auto* name = reinterpret_cast<const sockaddr*>(&*address);
-  const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (::connect(probe.get(), name, sizeof *address) == 0) {
-    return Error{"a fault keeper answers on " + path + " already"};
+  const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (::connect(probe.get(), name, sizeof *address) == 0 || errno == EAGAIN) {
+    return Error{"a fault keeper listens on " + path + " already"};
   }
   if (errno == ECONNREFUSED) {
     ::unlink(path.c_str());  // its owner is dead
@@ -244,6 +255,7 @@ bool Keeper::reply_hello(const Client& client) const {
   HelloReply reply;
   reply.pid = ram_.pid();
   reply.start_time = ram_.process().start_time;
+  reply.refaults = options_.refaults;
   reply.backing_count = static_cast<std::uint32_t>(ram_.backings().size());
   for (std::size_t i = 0; i < ram_.backings().size(); ++i) {
     const Backing& backing = ram_.backings()[i];
@@ -258,7 +270,9 @@ bool Keeper::reply_stats(const Client& client) const {
   reply.refaulted_pages = engine_->refaulted_pages();
   reply.refused_pieces = discarder_->refused_pieces();
   for (std::uint32_t i = 0; i < watched_->objects().size(); ++i) {
-    reply.absent_pages += watched_->frames(i).count(FrameState::absent);
+    reply.absent_pages += options_.refaults == RefaultMode::kernel
+                              ? 0
+                              : watched_->frames(i).count(FrameState::absent);
     reply.lost = reply.lost != 0 || watched_->lost(i) ? 1 : 0;
   }
   reply.serving = engine_->serving() ? 1 : 0;

@@ -5,6 +5,9 @@
 // refaults as ordinary ones, with zero pages: the right content. Not so for frames that are paged
 // out: it brings them back before it leaves, and a marker beside its socket says that it must not
 // be killed meanwhile (uffd/pager/paging_host.h).
+//
+// Where the kernel answers refaults (`--refault kernel`) it does the VM's discards all the same, so
+// that they are write-protected, and a daemon that is stopped in the middle of one stops no guest.
 #pragma once
 
 #include <memory>
@@ -22,6 +25,8 @@ class Keeper {
  public:
   struct Options {
     std::string socket;  ///< as for listen(); the marker of paged-out frames lies beside it
+    /// kernel: only writes to frames that are being discarded come here.
+    RefaultMode refaults = RefaultMode::engine;
     Resolver resolver = Resolver::zeropage;
     /// Userfaultfds, each with a reader: two answer a single thread faster than one does.
     unsigned shards = 2;

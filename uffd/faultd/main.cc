@@ -127,6 +127,12 @@ int main(int argc, char** argv) {
       ->excludes(orders);
   app.add_option("--resolver", options.resolver, "zeropage (default), fallocate or continue")
       ->transform(CLI::CheckedTransformer(resolvers));
+  const std::map<std::string, RefaultMode> modes = {{"kernel", RefaultMode::kernel},
+                                                    {"engine", RefaultMode::engine}};
+  app.add_option("--refaults", options.refaults,
+                 "who answers refaults: engine (default), or kernel: then only writes to frames "
+                 "that are being discarded come here")
+      ->transform(CLI::CheckedTransformer(modes));
   app.add_option("--shards", options.shards, "userfaultfds to divide the RAM among, default 2")
       ->check(CLI::Range(1, 16));
   app.add_flag("--daemonize", background, "attach, report, and go on in the background");

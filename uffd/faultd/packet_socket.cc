@@ -1,5 +1,6 @@
 #include "uffd/faultd/packet_socket.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -8,6 +9,17 @@
 #include <cstring>
 
 namespace fileballoon::faultd {
+namespace {
+
+// 0, or what connect(2) says: EAGAIN where the queue of a listener is full. A blocking connect
+// would wait for a place in it, without end where nobody accepts (unix(7)).
+int try_to_connect(const sockaddr_un& address, UniqueFd& fd) {
+  fd.reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const auto* name = reinterpret_cast<const sockaddr*>(&address);
+  return fd.valid() && ::connect(fd.get(), name, sizeof address) == 0 ? 0 : errno;
+}
+
+}  // namespace
 
 Result<sockaddr_un> socket_address(const std::string& path) {
   sockaddr_un address{};
@@ -17,6 +29,13 @@ Result<sockaddr_un> socket_address(const std::string& path) {
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   return address;
+}
+
+bool is_listened_on(const std::string& path) {
+  const auto address = socket_address(path);
+  UniqueFd fd;
+  const int error = address.has_value() ? try_to_connect(*address, fd) : EINVAL;
+  return error == 0 || error == EAGAIN;
 }
 
 Result<pid_t> trusted_peer(int fd) {
@@ -34,10 +53,14 @@ Result<UniqueFd> connect_keeper(const std::string& path) {
   if (address.has_error()) {
     return address.error();
   }
-  UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof *address) != 0) {
-    return Error{"no fault keeper answers on " + path + ": " + std::strerror(errno)};
+  UniqueFd fd;
+  if (const int error = try_to_connect(*address, fd); error == EAGAIN) {
+    return Error{"the fault keeper on " + path +
+                 " hangs: it does not accept connections, and its queue of them is full"};
+  } else if (error != 0) {
+    return Error{"no fault keeper answers on " + path + ": " + std::strerror(error)};
   }
+  (void)::fcntl(fd.get(), F_SETFL, 0);
   if (const auto peer = trusted_peer(fd.get()); peer.has_error()) {
     return Error{"the process that listens on " + path +
                  " is not trusted with the guest's memory: " + peer.error().message};

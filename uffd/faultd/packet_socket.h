@@ -19,8 +19,12 @@ namespace fileballoon::faultd {
 [[nodiscard]] Result<sockaddr_un> socket_address(const std::string& path);
 
 /// A blocking connection to the keeper that listens on `path`, made sure to run as root or this
-/// user: it is about to be trusted with a guest's memory.
+/// user: it is about to be trusted with a guest's memory. Does not wait: one that hangs, with its
+/// queue of connections full, is an error.
 [[nodiscard]] Result<UniqueFd> connect_keeper(const std::string& path);
+
+/// Whether a process listens on `path`, be it one that hangs. Does not wait.
+[[nodiscard]] bool is_listened_on(const std::string& path);
 
 /// The process at the other end; fails where it is neither root's nor this user's.
 [[nodiscard]] Result<pid_t> trusted_peer(int fd);

@@ -51,6 +51,8 @@ struct HelloReply {
   std::int32_t pid = 0;  ///< of the VMM
   std::uint32_t backing_count = 0;
   std::uint64_t start_time = 0;
+  RefaultMode refaults = RefaultMode::engine;
+  std::uint32_t reserved = 0;
   std::array<BackingId, kMaxBackings> backings{};
 };
 
@@ -61,7 +63,7 @@ struct DiscardReply {
 struct StatsReply {
   EngineStats engine;
   std::uint64_t refaulted_pages = 0;
-  std::uint64_t absent_pages = 0;
+  std::uint64_t absent_pages = 0;  ///< 0 where the kernel answers refaults: it is not known then
   std::uint64_t refused_pieces = 0;
   std::uint32_t lost = 0;     ///< the VMM has moved its RAM: attach anew
   std::uint32_t serving = 1;  ///< a reader runs

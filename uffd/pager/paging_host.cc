@@ -68,6 +68,10 @@ void PagingHost::answer(const PagingRequest& request, PagingReply& reply) {
 }
 
 Result<void> PagingHost::start(const PagingRequest& request) {
+  if (ram_.options().mode != RefaultMode::engine) {
+    return Error{
+        "the kernel answers this VM's refaults: paging needs it attached with --refault uffd"};
+  }
   if (paging_ && !paging_->detach_state().finished) {
     return Error{"paging has been started for this VM already"};
   }

@@ -1,0 +1,60 @@
+// KeeperTest: a folder with the socket of one VM's fault keeper, and what a client needs to start
+// that keeper. A keeper ends with its VM; the folder goes when its socket is gone.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <chrono>
+#include <filesystem>
+#include <string>
+#include <thread>
+
+#include "uffd/faultd/client.h"
+
+namespace fileballoon::testing {
+
+class KeeperTest : public ::testing::Test {
+ protected:
+  KeeperTest() {
+    // Beside the build: a store for paged-out frames must not lie on tmpfs, as /tmp may.
+    directory_ = std::filesystem::current_path().string() + "/keeper-XXXXXX";
+    if (::mkdtemp(directory_.data()) == nullptr) {
+      ADD_FAILURE() << "cannot make " << directory_;
+    }
+  }
+  ~KeeperTest() override {
+    (void)eventually([&] { return !std::filesystem::exists(socket()); });
+    std::error_code gone;  // a keeper that ends removes its sockets at the same time
+    std::filesystem::remove_all(directory_, gone);
+  }
+  [[nodiscard]] std::string directory() const { return directory_; }
+  [[nodiscard]] std::string socket() const { return directory_ + "/keeper.sock"; }
+  [[nodiscard]] faultd::FaultdClient::Options options() const {
+    faultd::FaultdClient::Options options;
+    options.socket = socket();
+    options.program = FILEBALLOON_FAULTD;
+    options.patience = std::chrono::milliseconds(500);
+    return options;
+  }
+  /// Asks for ten seconds.
+  template <class Condition>
+  [[nodiscard]] static bool eventually(Condition&& condition) {
+    for (int i = 0; i < 1000; ++i) {
+      if (condition()) {
+        return true;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return condition();
+  }
+  /// Its reaper may take a moment.
+  [[nodiscard]] static bool ends(pid_t pid) {
+    return eventually([&] { return ::kill(pid, 0) != 0; });
+  }
+
+ private:
+  std::string directory_;
+};
+
+}  // namespace fileballoon::testing
