@@ -9,7 +9,6 @@
 #include <random>
 #include <utility>
 
-#include "fileballoon/arbiter.h"
 #include "host/channel_socket.h"
 #include "host/guest_stat_names.h"
 #include "host/report.h"
@@ -78,9 +77,8 @@ Vm::Vm(asio::io_context& control, Pools pools, EventLog& events, Attachment atta
 
 Vm::~Vm() = default;
 
-void Vm::start(std::function<void()> on_gone, std::function<void()> on_deflate) {
+void Vm::start(std::function<void()> on_gone, const std::function<void()>& on_pressure) {
   on_gone_ = std::move(on_gone);
-  on_deflate_ = std::move(on_deflate);
   LocalSocket socket(control_, asio::local::stream_protocol(), first_channel_.release());
   asio::co_spawn(
       control_,
@@ -90,9 +88,9 @@ void Vm::start(std::function<void()> on_gone, std::function<void()> on_deflate) 
       asio::detached);
   asio::co_spawn(
       control_, [self = shared_from_this()] { return self->watch_vmm(); }, asio::detached);
-  deflation_->start();
+  deflation_->start(on_pressure);
   if (pager_) {
-    pager_->start();
+    pager_->start(on_pressure);
   }
   asio::co_spawn(
       control_, [self = shared_from_this()] { return self->keep_steering(); }, asio::detached);
@@ -282,7 +280,6 @@ void Vm::steer() {
     external_->set_target(
         {wanted < ram_size_ ? std::optional(wanted) : std::nullopt, policy_->settings().minimum});
   }
-  look_for_deflation(look.footprint);
 }
 
 std::uint64_t Vm::guest_stat(wire::StatKey key) const {
@@ -297,25 +294,10 @@ Vm::Numbers Vm::numbers() const {
     numbers.available = Bytes(guest_stat(wire::StatKey::mem_available_bytes));
     numbers.age = Clock::now() - *guest_stats_at_;
   }
-  numbers.evicted = guest_stat(wire::StatKey::evicted_pages);
+  numbers.deflated = deflation_->meter().total();
   numbers.resident = Bytes::pages(guest_stat(wire::StatKey::resident_pages));
-  numbers.paged_in = pager_ ? pager_->paged_in() : Bytes(0);
+  numbers.store_memory = pager_ ? pager_->store_memory() : Bytes(0);
   return numbers;
-}
-
-/// A fast deflate is the guest's pressure signal: whoever divides the host hears of it at once.
-void Vm::look_for_deflation(Bytes footprint) {
-  const std::uint64_t evicted = guest_stat(wire::StatKey::evicted_pages);
-  const Bytes taken = Bytes::pages(evicted > seen_evicted_ ? evicted - seen_evicted_ : 0);
-  const Bytes grown = balloon_.withheld() > Bytes(0) ? footprint - seen_footprint_ : Bytes(0);
-  const Bytes fast =
-      std::max(Arbiter::kFastDeflateLeast, Bytes(ram_size_.count() / Arbiter::kFastDeflatePart));
-  const bool is_first = seen_footprint_ == Bytes(0);
-  seen_evicted_ = evicted;
-  seen_footprint_ = footprint;
-  if (!is_first && on_deflate_ && std::max(taken, grown) >= fast) {
-    on_deflate_();
-  }
 }
 
 /// Starts or ends an external actor as the settings say.

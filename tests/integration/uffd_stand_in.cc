@@ -7,6 +7,7 @@
 #include <linux/futex.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -25,6 +26,7 @@
 #include <cstring>
 #include <ctime>
 #include <iostream>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -150,6 +152,24 @@ int open_ram(const std::string& kind, std::size_t size) {
   return fd;
 }
 
+// SIGBUS is what a process is told about a page that is lost.
+sigjmp_buf g_lost;
+
+std::optional<std::uint64_t> read_if_there(const char* page) {
+  struct sigaction action {};
+  struct sigaction old {};
+  action.sa_handler = [](int) { ::siglongjmp(g_lost, 1); };
+  ::sigaction(SIGBUS, &action, &old);
+  volatile std::uint64_t word = 0;
+  volatile bool is_there = false;
+  if (sigsetjmp(g_lost, 1) == 0) {
+    word = *reinterpret_cast<const volatile std::uint64_t*>(page);
+    is_there = true;
+  }
+  ::sigaction(SIGBUS, &old, nullptr);
+  return is_there ? std::optional<std::uint64_t>(word) : std::nullopt;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -236,6 +256,16 @@ int main(int argc, char** argv) {
         ++touches;
       }
       std::cout << touches << ' ' << slow << ' ' << longest.count() << std::endl;
+    } else if (command ==
+               "survey") {  // pages that cannot be read, and of the others the wrong ones
+      std::uint64_t lost = 0;
+      std::uint64_t wrong = 0;
+      for (std::uint64_t i = first; i < first + count; ++i) {
+        const auto word = read_if_there(ram + i * kPage);
+        lost += word ? 0 : 1;
+        wrong += word && *word != i + 1 ? 1 : 0;
+      }
+      std::cout << lost << ' ' << wrong << std::endl;
     } else if (command == "unmap") {
       ::munmap(ram + first * kPage, count * kPage);
       std::cout << "ok" << std::endl;
