@@ -304,6 +304,7 @@ TEST_F(PagedVm, TheStoreOfAnAttachedVmIsNotChangedInSilence) {
   EXPECT_THAT(output.error,
               AllOf(HasSubstr("its store cannot be changed while it is"), HasSubstr("detach it")));
   EXPECT_EQ(ctl({"detach", "vm1"}).status, 0);
+  guest.hang_up();
   const Output again = attach_paged({"--store-memory", "16M"});
   EXPECT_EQ(again.status, 0) << again.error;
   expect_pattern();

@@ -233,7 +233,8 @@ TEST_F(HostFiles, WhatElseTheVmmUsesCountsAgainstItsLimit) {
   EXPECT_FALSE(ceiling_in({std::nullopt, Bytes::mib(700), 0}, Bytes::mib(600)));
 }
 
-// A VMM that stalls in its cgroup is about to be reclaimed, or killed: the guest has to give before.
+// A VMM that stalls in its cgroup is about to be reclaimed, or killed: the guest has to give
+// before.
 TEST(CgroupCeiling, StallsInsideACgroupLowerWhatItsVmMayHave) {
   using namespace std::chrono_literals;
   CgroupMemory cgroup{Bytes::mib(1000), Bytes::mib(700), 0};
