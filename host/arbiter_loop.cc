@@ -273,6 +273,7 @@ void ArbiterLoop::hand_out(Clock::time_point now) {
 void ArbiterLoop::keep_limit() {
   std::vector<CeilingState> states;
   std::vector<VmPager*> pagers;
+  std::vector<bool> may_stay;  // a ceiling that the keeper has
   Bytes stores;
   for (const auto& [name, member] : members_) {
     const std::shared_ptr<Vm> vm = member.vm.lock();
@@ -288,6 +289,9 @@ void ArbiterLoop::keep_limit() {
     }
     states.push_back(state);
     pagers.push_back(pager);
+    // A pager that has stopped keeps its ceiling, which opens by itself until the store takes
+    // pages.
+    may_stay.push_back(settings_.limit && !state.can_hold && vm->policy().allows_paging());
   }
   std::vector<std::optional<Bytes>> next(states.size());
   if (settings_.limit) {
@@ -295,9 +299,7 @@ void ArbiterLoop::keep_limit() {
     next = next_ceilings(states, limit - Bytes(limit.count() / kLimitMarginPart) - stores);
   }
   for (std::size_t i = 0; i < pagers.size(); ++i) {
-    // A pager that has stopped keeps its ceiling, which opens by itself until the store takes
-    // pages.
-    if (pagers[i] != nullptr && (next[i] || !settings_.limit || states[i].can_hold)) {
+    if (pagers[i] != nullptr && !may_stay[i]) {
       pagers[i]->set_ceiling(next[i]);
     }
   }

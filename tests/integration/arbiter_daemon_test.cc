@@ -188,6 +188,10 @@ TEST_F(HostLimitTest, IsAWallWithAndWithoutTheDaemonAndNothingIsLost) {
   EXPECT_GE(peak, Bytes::mib(60)) << "the wall was never reached";
   EXPECT_EQ(first.ask("errors"), "0");
   EXPECT_EQ(second.ask("errors"), "0");
+  // A ceiling pages out: not where the policy forbids that.
+  ASSERT_EQ(ctl({"mem-policy", "vm2", "balloon-only"}).status, 0);
+  EXPECT_TRUE(eventually([&] { return number("vm2", "ceiling_bytes") == Bytes(0); }));
+  EXPECT_GT(number("vm1", "ceiling_bytes"), Bytes(0));
   // Who turns the arbiter off wants no ceilings either.
   ASSERT_EQ(call("arbiter", {{"mode", "off"}}).at("mode"), "off");
   EXPECT_TRUE(eventually([&] { return number("vm1", "ceiling_bytes") == Bytes(0); }));
