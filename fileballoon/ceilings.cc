@@ -47,4 +47,47 @@ std::vector<Bytes> ceilings(std::span<const CeilingInput> vms, Bytes capacity) {
   return result;
 }
 
+std::vector<std::optional<Bytes>> next_ceilings(std::span<const CeilingState> vms, Bytes capacity) {
+  std::vector<CeilingInput> held;
+  for (const CeilingState& state : vms) {
+    if (state.can_hold) {
+      held.push_back(state.vm);
+    } else {
+      capacity = capacity - std::max(state.vm.footprint, std::min(state.vm.target, state.vm.ram));
+    }
+  }
+  const std::vector<Bytes> wished = ceilings(held, capacity);
+  // What each may come to before the orders below are confirmed, and what that leaves.
+  Bytes possible;
+  Bytes raises;
+  std::size_t next = 0;
+  for (const CeilingState& state : vms) {
+    if (!state.can_hold) {
+      continue;
+    }
+    const Bytes wish = wished[next++];
+    // Without a ceiling in force one that is set now is the best there is.
+    const Bytes now = std::max(state.in_force.value_or(wish), state.vm.footprint);
+    possible += now;
+    raises += wish - now;
+  }
+  const Bytes room = capacity - possible;
+  const double part = raises <= room
+                          ? 1.0
+                          : static_cast<double>(room.count()) / static_cast<double>(raises.count());
+  std::vector<std::optional<Bytes>> result;
+  next = 0;
+  for (const CeilingState& state : vms) {
+    if (!state.can_hold) {
+      result.emplace_back();
+      continue;
+    }
+    const Bytes wish = wished[next++];
+    const Bytes now = std::max(state.in_force.value_or(wish), state.vm.footprint);
+    const Bytes raise(static_cast<std::uint64_t>(static_cast<double>((wish - now).count()) * part));
+    result.emplace_back(wish <= now ? wish : now + raise.page_floor());
+  }
+  return result;
+}
+
 }  // namespace fileballoon

@@ -4,6 +4,7 @@
 // (uffd/fill_limit.h). Pure.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,5 +23,17 @@ struct CeilingInput {
 /// may grow: VMs above their target are held at their footprint, the others share what there is
 /// below it; the sum is then at most the larger of the capacity and the footprints.
 [[nodiscard]] std::vector<Bytes> ceilings(std::span<const CeilingInput> vms, Bytes capacity);
+
+struct CeilingState {
+  CeilingInput vm;
+  bool can_hold = false;          ///< there is someone who keeps a ceiling for it
+  std::optional<Bytes> in_force;  ///< the highest that may be kept now; nothing: none
+};
+
+/// The ceilings to set now, so that even while they are on their way all VMs together never take
+/// more than `capacity`: lowering is ordered at once, raising waits until what others give up is
+/// confirmed. For a VM that cannot be held, nothing; the others get what it and its target leave.
+[[nodiscard]] std::vector<std::optional<Bytes>> next_ceilings(std::span<const CeilingState> vms,
+                                                              Bytes capacity);
 
 }  // namespace fileballoon

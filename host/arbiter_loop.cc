@@ -4,6 +4,10 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
+
+#include "fileballoon/ceilings.h"
+#include "fileballoon/elapsed.h"
 
 #include "host/keep_running.h"
 
@@ -90,6 +94,9 @@ Result<void> ArbiterLoop::set_mode(ArbiterMode mode) {
 void ArbiterLoop::release_all() {
   for (const auto& vm : vms_()) {
     vm->policy().clear_share();
+    if (vm->pager()) {
+      vm->pager()->set_ceiling(std::nullopt);
+    }
     vm->steer();
   }
 }
@@ -98,6 +105,14 @@ asio::awaitable<void> ArbiterLoop::run() {
   while (!stopping_) {
     if (settings_.mode != ArbiterMode::off) {
       tick();
+    }
+    if (settings_.mode != ArbiterMode::on) {
+      // What an arbiter before this one has left in the keepers.
+      for (const auto& vm : vms_()) {
+        if (vm->pager()) {
+          vm->pager()->set_ceiling(std::nullopt);
+        }
+      }
     }
     timer_.expires_after(settings_.interval);
     error_code ignored;
@@ -174,8 +189,14 @@ void ArbiterLoop::take_stock(Arbiter& arbiter, Members& members, Clock::time_poi
 
 VmSettings ArbiterLoop::settings_of(const Vm& vm, Member& member, Clock::time_point now) {
   if (member.cgroup_at == Clock::time_point{} || now - member.cgroup_at >= kCgroupInterval) {
+    const auto passed = member.cgroup_at == Clock::time_point{}
+                            ? Clock::duration{}
+                            : elapsed(member.cgroup_at, now, kLongestCgroupStep);
     member.cgroup = memory_.cgroup_of(vm.spec().pid);
     member.cgroup_at = now;
+    if (member.cgroup) {
+      member.cgroup_ceiling.update(*member.cgroup, vm.footprint(), passed);
+    }
   }
   const MemorySettings& memory = vm.policy().settings();
   VmSettings settings;
@@ -183,7 +204,7 @@ VmSettings ArbiterLoop::settings_of(const Vm& vm, Member& member, Clock::time_po
   settings.minimum = memory.minimum;
   settings.ceiling = vm.policy().ceiling();
   if (member.cgroup) {
-    if (const auto bound = ceiling_in(*member.cgroup, vm.footprint())) {
+    if (const auto bound = member.cgroup_ceiling.ceiling()) {
       // In steps: what else the VMM uses in its cgroup moves all the time.
       const Bytes step(std::max<std::uint64_t>(vm.ram_size().count() / 64, kPageSize));
       const Bytes rounded(bound->count() / step.count() * step.count());
@@ -204,19 +225,13 @@ VmReport ArbiterLoop::report_of(const Vm& vm, Member& member) {
   report.guest_known = numbers.available && numbers.age < kFresh;
   report.available = numbers.available.value_or(Bytes(0));
   if (member.seen) {
-    // Two witnesses: the agent, which counts what reclaim took, and the footprint, which grows by
-    // it whether or not the agent gets to say so. Its growth is deflation only as far as there was
-    // a balloon, and not where we brought frames back ourselves.
-    const Bytes counted =
-        Bytes::pages(numbers.evicted > member.evicted ? numbers.evicted - member.evicted : 0);
-    const Bytes grown =
-        (numbers.footprint - member.footprint) - (numbers.paged_in - member.paged_in);
-    report.deflated = std::max(counted, std::min(grown, member.resident));
+    // A keeper counts every first touch of a frame without memory; it is deflation as far as there
+    // was a balloon to take it from.
+    report.deflated =
+        std::min(numbers.deflated - member.deflated, std::max(member.resident, numbers.resident));
   }
   member.seen = true;
-  member.evicted = numbers.evicted;
-  member.footprint = numbers.footprint;
-  member.paged_in = numbers.paged_in;
+  member.deflated = numbers.deflated;
   member.resident = numbers.resident;
   return report;
 }
@@ -236,6 +251,9 @@ void ArbiterLoop::hand_out(Clock::time_point now) {
       }
     }
   }
+  if (settings_.mode == ArbiterMode::on) {
+    keep_limit();
+  }
   if (!arbiter_.changed().empty() && settings_.mode == ArbiterMode::on) {
     on_change_();
   }
@@ -247,6 +265,43 @@ void ArbiterLoop::hand_out(Clock::time_point now) {
     events_.publish_from_guest(
         Severity::info, settings_.mode == ArbiterMode::on ? "share-moved" : "share-would-move",
         found->first, text, EventLog::Clock::now(), {{"share_bytes", decision.target.count()}});
+  }
+}
+
+/// Divides the configured limit into ceilings, which hold while nobody looks. What stores take in
+/// memory is the VMs' as well.
+void ArbiterLoop::keep_limit() {
+  std::vector<CeilingState> states;
+  std::vector<VmPager*> pagers;
+  std::vector<bool> may_stay;  // a ceiling that the keeper has
+  Bytes stores;
+  for (const auto& [name, member] : members_) {
+    const std::shared_ptr<Vm> vm = member.vm.lock();
+    VmPager* const pager = vm->pager().get();
+    CeilingState state;
+    // Kept for a VM is what it needs of its share: the rest is room that others may use first.
+    const VmDecision decision = arbiter_.decision(member.id);
+    state.vm = {vm->ram_size(), std::min(decision.target, decision.need), vm->footprint()};
+    state.can_hold = pager != nullptr && vm->policy().can_page() && pager->can_hold();
+    if (pager != nullptr) {
+      state.in_force = pager->ceiling_in_force();
+      stores += pager->store_memory();
+    }
+    states.push_back(state);
+    pagers.push_back(pager);
+    // A pager that has stopped keeps its ceiling, which opens by itself until the store takes
+    // pages.
+    may_stay.push_back(settings_.limit && !state.can_hold && vm->policy().allows_paging());
+  }
+  std::vector<std::optional<Bytes>> next(states.size());
+  if (settings_.limit) {
+    const Bytes limit = *settings_.limit;
+    next = next_ceilings(states, limit - Bytes(limit.count() / kLimitMarginPart) - stores);
+  }
+  for (std::size_t i = 0; i < pagers.size(); ++i) {
+    if (pagers[i] != nullptr && !may_stay[i]) {
+      pagers[i]->set_ceiling(next[i]);
+    }
   }
 }
 
@@ -343,7 +398,11 @@ json::object ArbiterLoop::describe(bool dry_run) {
     if (member.cgroup) {
       vm["cgroup_limit_bytes"] =
           member.cgroup->limit ? json::value(member.cgroup->limit->count()) : json::value(nullptr);
+      vm["cgroup_current_bytes"] = member.cgroup->current.count();
       vm["cgroup_psi_some"] = member.cgroup->psi_some;
+      vm["cgroup_psi_full"] = member.cgroup->psi_full;
+      const auto ceiling = member.cgroup_ceiling.ceiling();
+      vm["cgroup_ceiling_bytes"] = ceiling ? json::value(ceiling->count()) : json::value(nullptr);
     }
     vms.push_back(std::move(vm));
   }

@@ -1,8 +1,9 @@
 // ArbiterLoop: the arbiter (fileballoon/arbiter.h) at work on this host. Once a second, and at once
 // when a guest deflates fast, it reads the host's memory and what is known of each VM, has the
 // arbiter divide, and hands each VM its share, by the same path as mem-set: the VM's policy carries
-// it out. Before a VM is paged it is asked for its page cache. In dry-run mode it says what it
-// would do. Control thread only.
+// it out. Before a VM is paged it is asked for its page cache. A configured limit is kept at every
+// moment by ceilings (fileballoon/ceilings.h) in the keepers of those VMs that have a store. In
+// dry-run mode it says what it would do. Control thread only.
 #pragma once
 
 #include <boost/json.hpp>
@@ -16,6 +17,7 @@
 #include "fileballoon/relief.h"
 #include "host/arbiter_lock.h"
 #include "host/arbiter_settings.h"
+#include "host/cgroup_ceiling.h"
 #include "host/host_memory.h"
 #include "host/vm.h"
 
@@ -32,6 +34,11 @@ class ArbiterLoop {
   static constexpr std::chrono::seconds kFresh{5};
   /// cgroup files of a VMM are read this often.
   static constexpr std::chrono::seconds kCgroupInterval{5};
+  /// No more than this counts between two looks at it, however far the clock jumped.
+  static constexpr std::chrono::seconds kLongestCgroupStep{10};
+  /// Of a limit this part is not given away as ceilings: each reader of a keeper may go past its
+  /// VM's ceiling by 256 KiB, and a page-in holds its piece twice for a moment.
+  static constexpr std::uint64_t kLimitMarginPart = 64;
 
   /// `vms` gives those that take part, each time. All outlive this.
   /// `on_change` is called when a share has moved.
@@ -42,7 +49,7 @@ class ArbiterLoop {
   /// Takes the lock where the mode needs it, and starts. The error says who has it.
   [[nodiscard]] Result<void> start();
   void stop();
-  /// A guest takes memory back fast: tick now.
+  /// A guest takes memory back fast, or a ceiling matters or has come into force: tick now.
   void hurry();
 
   [[nodiscard]] ArbiterMode mode() const { return settings_.mode; }
@@ -63,12 +70,11 @@ class ArbiterLoop {
     std::weak_ptr<Vm> vm;
     VmSettings settings;
     Relief relief;
-    std::uint64_t evicted = 0;
-    Bytes footprint;
-    Bytes paged_in;
-    Bytes resident;
+    Bytes deflated;     // by its meter, at the last report
+    Bytes resident;     // likewise
     bool seen = false;  // the numbers above are set
     std::optional<CgroupMemory> cgroup;
+    CgroupCeiling cgroup_ceiling;
     Clock::time_point cgroup_at{};
     bool is_asked = false;  // by relief, told in an event
   };
@@ -81,6 +87,7 @@ class ArbiterLoop {
   [[nodiscard]] VmSettings settings_of(const Vm& vm, Member& member, Clock::time_point now);
   [[nodiscard]] static VmReport report_of(const Vm& vm, Member& member);
   void hand_out(Clock::time_point now);
+  void keep_limit();
   void relieve(Vm& vm, Member& member, const VmDecision& decision, Clock::time_point now);
   void release_all();
   [[nodiscard]] boost::json::object summary_of(const TickSummary& summary,

@@ -233,6 +233,16 @@ asio::awaitable<void> Daemon::try_one(const std::string& name) {
     co_return;
   }
   const bool again = waiting.known.has_value();
+  if (again && waiting.configured != nullptr) {
+    const StoreSettings& configured = waiting.configured->memory.store;
+    const StoreSettings& kept = wanted.settings.store;
+    if (configured.has_store() && kept.has_store() && configured != kept) {
+      events_.publish(Severity::warning, "store-kept", name,
+                      fmt::format("the configuration has another store ({}), but what is paged out "
+                                  "lies in {}; detach the VM to change it",
+                                  to_string(configured), to_string(kept)));
+    }
+  }
   waiting_.erase(found);
   adopt(std::move(*attachment), std::move(wanted),
         again ? "found again after a restart" : "as configured");
@@ -316,6 +326,13 @@ asio::awaitable<json::value> Daemon::attach(const json::object& raw) {
   if (const auto waiting = waiting_.find(spec.name); waiting != waiting_.end()) {
     refuse(fmt::format("VM '{}' is waited for ({}); detach it first", spec.name,
                        waiting->second.reason));
+  }
+  if (vms_.contains(spec.name) && (raw.contains("store_memory") || raw.contains("store_path"))) {
+    refuse(
+        fmt::format("VM '{}' is attached already, and its store cannot be changed while it is; "
+                    "detach it, which brings its paged-out frames back, and attach it with the "
+                    "other store",
+                    spec.name));
   }
   check_free(spec);
 

@@ -85,6 +85,7 @@ std::optional<CgroupMemory> HostMemory::cgroup_of(pid_t pid) const {
   memory.current = Bytes(*used);
   if (const auto psi = slurp(mount + group + "/memory.pressure")) {
     memory.psi_some = psi_of(*psi, "some");
+    memory.psi_full = psi_of(*psi, "full");
   }
   while (group.size() > 1) {
     lower_to(memory.limit, slurp(mount + group + "/memory.high"));

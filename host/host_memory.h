@@ -17,6 +17,7 @@ struct CgroupMemory {
   std::optional<Bytes> limit;  ///< lowest memory.high or memory.max from it up to the root
   Bytes current;               ///< memory.current, of the cgroup itself
   double psi_some = 0;         ///< memory.pressure, some, avg10, percent
+  double psi_full = 0;         ///< likewise, full
 };
 
 class HostMemory {

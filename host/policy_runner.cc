@@ -106,10 +106,13 @@ void PolicyRunner::clear_share() {
   apply_target();
 }
 
-bool PolicyRunner::can_page() const {
-  return pager_ != nullptr && pager_->is_ready() &&
-         policy_.policy() != MemoryPolicy::balloon_only &&
+bool PolicyRunner::allows_paging() const {
+  return policy_.policy() != MemoryPolicy::balloon_only &&
          settings_.actor.kind == ActorName::Kind::builtin;
+}
+
+bool PolicyRunner::can_page() const {
+  return pager_ != nullptr && pager_->is_ready() && allows_paging();
 }
 
 /// What the balloon can still take, as long as it does take.

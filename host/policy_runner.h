@@ -66,7 +66,9 @@ class PolicyRunner {
   [[nodiscard]] Bytes wanted() const;
   [[nodiscard]] const PolicyOrder& order() const { return policy_.order(); }
   [[nodiscard]] const std::string& reason() const { return policy_.reason(); }
-  /// Whether the policy lets the VM's frames be paged out at all.
+  /// Whether policy and actor let the VM's frames be paged out at all.
+  [[nodiscard]] bool allows_paging() const;
+  /// allows_paging(), and there is a pager that can.
   [[nodiscard]] bool can_page() const;
   /// For `stats` and `mem-policy`.
   [[nodiscard]] boost::json::object describe() const;

@@ -7,7 +7,6 @@
 #include <random>
 #include <utility>
 
-#include "fileballoon/arbiter.h"
 #include "host/channel_socket.h"
 #include "host/guest_stat_names.h"
 #include "host/keep_running.h"
@@ -81,18 +80,17 @@ Vm::Vm(asio::io_context& control, Pools pools, EventLog& events, Attachment atta
 
 Vm::~Vm() = default;
 
-void Vm::start(std::function<void()> on_gone, std::function<void()> on_deflate) {
+void Vm::start(std::function<void()> on_gone, const std::function<void()>& on_pressure) {
   on_gone_ = std::move(on_gone);
-  on_deflate_ = std::move(on_deflate);
   const auto self = shared_from_this();
   const auto keep = [this](std::string what, std::function<asio::awaitable<void>()> loop) {
     keep_running(control_, events_, spec_.name, std::move(what), std::move(loop));
   };
   keep("the channel", [self] { return self->keep_channel(); });
   keep("the watch over the VMM", [self] { return self->watch_vmm(); });
-  deflation_->start();
+  deflation_->start(on_pressure);
   if (pager_) {
-    pager_->start();
+    pager_->start(on_pressure);
   }
   keep("the memory policy", [self] { return self->keep_steering(); });
 }
@@ -293,7 +291,6 @@ void Vm::steer() {
     external_->set_target(
         {wanted < ram_size_ ? std::optional(wanted) : std::nullopt, policy_->settings().minimum});
   }
-  look_for_deflation(look.footprint);
 }
 
 std::uint64_t Vm::guest_stat(wire::StatKey key) const {
@@ -308,25 +305,10 @@ Vm::Numbers Vm::numbers() const {
     numbers.available = Bytes(guest_stat(wire::StatKey::mem_available_bytes));
     numbers.age = Clock::now() - *guest_stats_at_;
   }
-  numbers.evicted = guest_stat(wire::StatKey::evicted_pages);
+  numbers.deflated = deflation_->meter().total();
   numbers.resident = Bytes::pages(guest_stat(wire::StatKey::resident_pages));
-  numbers.paged_in = pager_ ? pager_->paged_in() : Bytes(0);
+  numbers.store_memory = pager_ ? pager_->store_memory() : Bytes(0);
   return numbers;
-}
-
-/// A fast deflate is the guest's pressure signal: whoever divides the host hears of it at once.
-void Vm::look_for_deflation(Bytes footprint) {
-  const std::uint64_t evicted = guest_stat(wire::StatKey::evicted_pages);
-  const Bytes taken = Bytes::pages(evicted > seen_evicted_ ? evicted - seen_evicted_ : 0);
-  const Bytes grown = balloon_.withheld() > Bytes(0) ? footprint - seen_footprint_ : Bytes(0);
-  const Bytes fast =
-      std::max(Arbiter::kFastDeflateLeast, Bytes(ram_size_.count() / Arbiter::kFastDeflatePart));
-  const bool is_first = seen_footprint_ == Bytes(0);
-  seen_evicted_ = evicted;
-  seen_footprint_ = footprint;
-  if (!is_first && on_deflate_ && std::max(taken, grown) >= fast) {
-    on_deflate_();
-  }
 }
 
 /// Starts or ends an external actor as the settings say.

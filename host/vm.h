@@ -69,9 +69,9 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
     Bytes footprint;
     std::optional<Bytes> available;  ///< the guest's MemAvailable
     std::chrono::nanoseconds age{};  ///< of what the guest said
-    std::uint64_t evicted = 0;       ///< balloon pages that the guest's reclaim took
+    Bytes deflated;                  ///< taken back from the balloon since the attach (the meter)
     Bytes resident;
-    Bytes paged_in;
+    Bytes store_memory;  ///< of the host, for what is paged out
   };
 
   /// How often the policy looks at what is measured.
@@ -84,9 +84,9 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   ~Vm() override;
 
   /// Starts the channel, the policy and the watch over the VMM; `on_gone` is called once if the VMM
-  /// exits, `on_deflate` whenever the guest takes memory back fast. The Vm keeps itself alive until
-  /// it has stopped.
-  void start(std::function<void()> on_gone, std::function<void()> on_deflate);
+  /// exits, `on_pressure` whenever the guest takes memory back fast or comes close to its ceiling,
+  /// and when a ceiling has come into force. The Vm keeps itself alive until it has stopped.
+  void start(std::function<void()> on_gone, const std::function<void()>& on_pressure);
   /// Takes leave of the guest (ERROR "detached"), waits for work that runs, frees everything.
   [[nodiscard]] asio::awaitable<void> detach();
   /// Ends everything without a word to the guest: the daemon goes, and will be back.
@@ -113,6 +113,8 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   [[nodiscard]] Numbers numbers() const;
   /// Whether the VM has a store for paged-out frames.
   [[nodiscard]] bool has_pager() const { return pager_ != nullptr; }
+  /// Keeps a ceiling, where the VM has a store; null without one.
+  [[nodiscard]] const std::shared_ptr<VmPager>& pager() const { return pager_; }
   [[nodiscard]] bool is_leaving() const { return leaving_; }
   [[nodiscard]] const VmCounters& counters() const { return counters_; }
   [[nodiscard]] Bytes ram_size() const { return ram_size_; }
@@ -150,7 +152,6 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   [[nodiscard]] asio::awaitable<void> keep_steering();
   void send_limits();
   void appoint_actor();
-  void look_for_deflation(Bytes footprint);
   [[nodiscard]] std::uint64_t guest_stat(wire::StatKey key) const;
   void finish_report(GuestSession::Batch batch,
                      std::optional<std::vector<wire::RangeOutcome>> outcomes);
@@ -174,7 +175,6 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   GuestSession session_;
   std::shared_ptr<Channel> channel_;
   std::function<void()> on_gone_;
-  std::function<void()> on_deflate_;
 
   BalloonActor balloon_;
   std::shared_ptr<VmPager> pager_;        // null where frames cannot be paged out
@@ -182,8 +182,6 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
   std::shared_ptr<ExternalActor> external_;
   asio::steady_timer steer_timer_;
   bool leaving_ = false;
-  Bytes seen_footprint_;            // by the last look for deflation
-  std::uint64_t seen_evicted_ = 0;  // likewise
   std::uint64_t epoch_ = 0;
   VmCounters counters_;
   std::map<wire::StatKey, std::uint64_t> guest_stats_;

@@ -34,7 +34,8 @@ VmDeflation::VmDeflation(asio::io_context& control, EventLog& events, std::strin
       readable_(control),
       control_(control) {}
 
-void VmDeflation::start() {
+void VmDeflation::start(std::function<void()> on_fast) {
+  on_fast_ = std::move(on_fast);
   if (!keeper_.empty()) {
     keep_running(control_, events_, vm_, "the watch for deflation",
                  [self = shared_from_this()] { return self->follow_keeper(); });
@@ -43,6 +44,7 @@ void VmDeflation::start() {
 
 void VmDeflation::stop() {
   stopped_ = true;
+  on_fast_ = nullptr;
   error_code ignored;
   readable_.close(ignored);
   pause_.cancel();
@@ -102,6 +104,9 @@ void VmDeflation::add(Bytes amount) {
   publish(meter_.add(amount, Clock::now()));
   if (meter_.deflating() && !was_deflating) {
     look_later();
+  }
+  if (on_fast_ && meter_.fast()) {
+    on_fast_();
   }
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <boost/json.hpp>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,7 +23,8 @@ class VmDeflation final : public std::enable_shared_from_this<VmDeflation> {
   VmDeflation(asio::io_context& control, EventLog& events, std::string vm, Bytes ram,
               std::string keeper);
 
-  void start();
+  /// `on_fast` is called whenever the guest takes memory back fast, again and again while it does.
+  void start(std::function<void()> on_fast = {});
   void stop();
 
   /// The guest's balloon holds `pages` now, and was asked for `target` (its own word; ignored where
@@ -47,6 +49,7 @@ class VmDeflation final : public std::enable_shared_from_this<VmDeflation> {
   EventLog& events_;
   std::string vm_;
   std::string keeper_;
+  std::function<void()> on_fast_;
   DeflationMeter meter_;
   std::optional<std::uint64_t> guest_pages_;
   asio::steady_timer pause_;

@@ -84,7 +84,8 @@ struct VmPager::Link {
   std::chrono::steady_clock::time_point start_again{};
 
   [[nodiscard]] Result<void> tell(const Order& order);
-  [[nodiscard]] Answer talk(const std::optional<Order>& order);
+  [[nodiscard]] Answer talk(const std::optional<Order>& order,
+                            const std::optional<Ceiling>& ceiling);
 };
 
 struct VmPager::Answer {
@@ -112,7 +113,8 @@ Result<void> VmPager::Link::tell(const Order& order) {
   return done;
 }
 
-VmPager::Answer VmPager::Link::talk(const std::optional<Order>& order) {
+VmPager::Answer VmPager::Link::talk(const std::optional<Order>& order,
+                                    const std::optional<Ceiling>& ceiling) {
   const auto fail = [this](const Error& error) {
     client.reset();
     told.reset();
@@ -142,6 +144,13 @@ VmPager::Answer VmPager::Link::talk(const std::optional<Order>& order) {
     const Result<void> started = start_paging(socket, options);
     return {std::move(*status), started ? "" : started.error().message};
   }
+  // The keeper's own word is what counts: it may be another daemon's, or one from before a crash.
+  if (ceiling && ceiling->most != status->service.ceiling && !(order && order->bring_back)) {
+    if (const Result<void> set = client->set_ceiling(ceiling->most); !set) {
+      return fail(set.error());
+    }
+    status->service.ceiling = ceiling->most;
+  }
   if (order) {
     if (const Result<void> told_it = tell(*order); !told_it) {
       return fail(told_it.error());
@@ -164,26 +173,31 @@ VmPager::VmPager(asio::io_context& control, asio::thread_pool& pool, EventLog& e
 
 VmPager::~VmPager() = default;
 
-void VmPager::start() {
+void VmPager::start(std::function<void()> on_ceiling) {
+  on_ceiling_ = std::move(on_ceiling);
   keep_running(control_, events_, vm_, "the talk with the pager",
                [self = shared_from_this()] { return self->talk(); });
 }
 
 void VmPager::stop() {
   stopping_ = true;
+  on_ceiling_ = nullptr;
   changed_.notify();
 }
 
 asio::awaitable<void> VmPager::talk() {
   while (!stopping_) {
     const std::optional<Order> order = order_ ? std::optional(*order_) : std::nullopt;
-    auto talk = [link = link_, order] { return link->talk(order); };
+    sent_ = ceiling_;
+    auto talk = [link = link_, order, ceiling = sent_] { return link->talk(order, ceiling); };
     Answer answer = co_await run_on(pool_, talk);
+    sent_.reset();
     if (stopping_) {
       break;
     }
     take(std::move(answer));
-    const bool busy = !status_ || (order_ && (order_->goal || order_->limit || order_->bring_back));
+    const bool busy = !status_ || (ceiling_ && ceiling_->most) ||
+                      (order_ && (order_->goal || order_->limit || order_->bring_back));
     asio::steady_timer pause(control_, busy ? kBusyInterval : kIdleInterval);
     pause.async_wait([self = shared_from_this()](const error_code&) { self->changed_.notify(); });
     co_await changed_.wait();
@@ -195,7 +209,9 @@ void VmPager::take(Answer answer) {
   failed_ = !answer.status;
   if (answer.status) {
     report(*answer.status);
+    const PagerService::Status before = status_ ? status_->service : PagerService::Status();
     status_ = std::move(answer.status);
+    look_at_ceiling(before, status_->service);
   }
   if (!answer.problem.empty() && answer.problem != unavailable_) {
     events_.publish(Severity::warning, "paging-unavailable", vm_, answer.problem);
@@ -222,6 +238,40 @@ void VmPager::report(const PagingClient::Status& status) {
   report_progress(status.detach);
 }
 
+/// Whoever divides the host hears at once when a guest needs more than its ceiling leaves it, and
+/// when memory that a ceiling took has become free for others.
+void VmPager::look_at_ceiling(const PagerService::Status& before, const PagerService::Status& now) {
+  const bool is_new = before.ceiling != now.ceiling;
+  const bool is_close =
+      now.ceiling && now.footprint + PagerService::reserve_of(*now.ceiling) >= *now.ceiling;
+  if (on_ceiling_ && (is_new || is_close || now.held_faults > before.held_faults)) {
+    on_ceiling_();
+  }
+}
+
+void VmPager::set_ceiling(std::optional<Bytes> most) {
+  const Ceiling next{most};
+  if (ceiling_ != next) {
+    ceiling_ = next;
+    changed_.notify();
+  }
+}
+
+std::optional<Bytes> VmPager::ceiling_in_force() const {
+  if (!status_ || !status_->active || !status_->service.ceiling) {
+    return std::nullopt;
+  }
+  const Bytes kept = *status_->service.ceiling;
+  if (sent_) {
+    return sent_->most ? std::optional(std::max(kept, *sent_->most)) : std::nullopt;
+  }
+  return kept;
+}
+
+Bytes VmPager::store_memory() const {
+  return status_ ? status_->service.pager.store.memory + status_->service.pager.metadata : Bytes(0);
+}
+
 void VmPager::report_progress(const Paging::Detach& detach) {
   const Pager::Progress& progress = detach.progress;
   if (!detach.started || progress.total == 0) {
@@ -244,10 +294,6 @@ bool VmPager::is_ready() const {
 
 Bytes VmPager::withheld() const {
   return status_ ? Bytes::pages(status_->service.pager.paged_pages) : Bytes(0);
-}
-
-Bytes VmPager::paged_in() const {
-  return status_ ? Bytes::pages(status_->service.pager.paged_in) : Bytes(0);
 }
 
 std::string VmPager::problem() const {
@@ -314,6 +360,9 @@ json::object VmPager::describe() const {
   object["paged_in_pages"] = pager.paged_in;
   object["page_in_faults"] = pager.faults;
   object["lost_pages"] = pager.lost_pages;
+  object["ceiling_bytes"] =
+      service.ceiling ? json::value(service.ceiling->count()) : json::value(nullptr);
+  object["held_faults"] = service.held_faults;
   object["store_memory_bytes"] = pager.store.memory.count();
   object["store_disk_bytes"] = pager.store.disk.count();
   object["store_limit_bytes"] = pager.store.limit.count();

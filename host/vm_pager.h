@@ -4,6 +4,7 @@
 // come near this process: it may die at any time. Control thread only, except as noted.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -36,8 +37,9 @@ class VmPager final : public Actor, public std::enable_shared_from_this<VmPager>
           std::string socket, PagingOptions options);
   ~VmPager() override;
 
-  /// Starts to talk to the keeper; makes the store if it has none yet.
-  void start();
+  /// Starts to talk to the keeper; makes the store if it has none yet. `on_ceiling` is called when
+  /// a ceiling has come into force, and when the guest comes close to it or has to wait below it.
+  void start(std::function<void()> on_ceiling = {});
   /// Says nothing more to the keeper, which goes on as it was told.
   void stop();
 
@@ -45,10 +47,19 @@ class VmPager final : public Actor, public std::enable_shared_from_this<VmPager>
   [[nodiscard]] Bytes withheld() const override;
   void carry_out(const PolicyOrder& order, Bytes footprint) override;
 
+  /// The most that the VM's RAM may take at every moment, kept by the keeper from then on, whether
+  /// or not this process lives; nothing: no ceiling, and an older one is lifted.
+  void set_ceiling(std::optional<Bytes> most);
+  /// The highest ceiling that the keeper may be keeping at this moment, one that is on its way to
+  /// it included; nothing where there may be none.
+  [[nodiscard]] std::optional<Bytes> ceiling_in_force() const;
+  /// Whether a ceiling is kept if one is set: the store takes pages.
+  [[nodiscard]] bool can_hold() const { return is_ready() && problem().empty(); }
+  /// Memory of the host that the store and its book take: they count like the VM's RAM.
+  [[nodiscard]] Bytes store_memory() const;
+
   /// Why page-out has stopped; empty where it has not.
   [[nodiscard]] std::string problem() const;
-  /// Pages brought back since the VM was attached: growth of the footprint that is our doing.
-  [[nodiscard]] Bytes paged_in() const;
 
   /// Ends paging for good and brings everything back, with an event every tenth of the way. The
   /// error says that the keeper cannot be reached.
@@ -58,14 +69,19 @@ class VmPager final : public Actor, public std::enable_shared_from_this<VmPager>
   [[nodiscard]] boost::json::object describe() const;
 
  private:
-  struct Link;    // the connection; used by one thread of the pool at a time
-  struct Order;   // what the keeper should do
+  struct Link;   // the connection; used by one thread of the pool at a time
+  struct Order;  // what the keeper should do
+  struct Ceiling {
+    std::optional<Bytes> most;
+    bool operator==(const Ceiling&) const = default;
+  };
   struct Answer;  // what one conversation with it came to
 
   [[nodiscard]] asio::awaitable<void> talk();
   void take(Answer answer);
   void report(const faultd::PagingClient::Status& status);
   void report_progress(const Paging::Detach& detach);
+  void look_at_ceiling(const PagerService::Status& before, const PagerService::Status& now);
 
   asio::io_context& control_;
   asio::thread_pool& pool_;
@@ -73,6 +89,9 @@ class VmPager final : public Actor, public std::enable_shared_from_this<VmPager>
   std::string vm_;
   std::shared_ptr<Link> link_;
   std::unique_ptr<Order> order_;
+  std::optional<Ceiling> ceiling_;  // nothing: nobody has said, the keeper's own stays
+  std::optional<Ceiling> sent_;     // with the conversation under way
+  std::function<void()> on_ceiling_;
   std::optional<faultd::PagingClient::Status> status_;
   std::string unavailable_;   // why there is no paging; empty: there is
   bool failed_ = false;       // the last conversation

@@ -32,6 +32,7 @@ struct Settings {
   std::string size_text = "256M";
   Bytes size;
   unsigned repeat = 3;
+  std::vector<std::string> only;  // stores; empty: all, and the kernel's swap
 };
 
 double seconds_since(Clock::time_point start) {
@@ -192,6 +193,13 @@ int run(const Settings& settings) {
   Sum swap;
   std::string no_swap;
   // Passes take turns, so that a busy moment of the machine does not fall on one store alone.
+  if (!settings.only.empty()) {
+    no_swap = "not asked for";
+    std::erase_if(stores, [&](const Store& store) {
+      return std::find(settings.only.begin(), settings.only.end(), store.name) ==
+             settings.only.end();
+    });
+  }
   for (unsigned pass = 0; pass < settings.repeat; ++pass) {
     refault.add(run_refault(settings), gib);
     for (Store& store : stores) {
@@ -252,6 +260,10 @@ int main(int argc, char** argv) {
                  "directory on the disk to compare on; the page file and the swap file are made "
                  "there (default: beside this program)");
   app.add_option("--repeat", settings.repeat, "passes over all stores")->capture_default_str();
+  app.add_option("--store", settings.only,
+                 "only this one (compressed, compressed-zstd, file), beside the plain refault; may "
+                 "be repeated")
+      ->check(CLI::IsMember({"compressed", "compressed-zstd", "file"}));
   CLI11_PARSE(app, argc, argv);
   try {
     const auto size = parse_size(settings.size_text);

@@ -77,6 +77,7 @@ struct Job {
   bool started = false;
   bool ended = false;
   std::optional<double> seconds;  // nothing: it was killed
+  boost::json::object parts;      // of those: to grow, to work on the hot part, to check everything
   std::uint64_t errors = 0;
 };
 
@@ -103,6 +104,9 @@ double run_jobs(Fleet::Vms& vms, std::vector<Job>& jobs) {
         if (!answer) continue;
         job.seconds = answer->at("seconds").to_number<double>();
         job.errors = answer->at("errors").to_number<std::uint64_t>();
+        job.parts = {{"grow_s", answer->at("grow_s")},
+                     {"work_s", answer->at("work_s")},
+                     {"check_s", answer->at("check_s")}};
       } catch (const std::runtime_error&) {
         if (vms[i]->oom_kills() == 0) throw;
       }
@@ -164,6 +168,9 @@ Row Overcommit::measure(const std::string& mode, const std::string& /*variant*/,
     errors += jobs[i].errors;
     row["guest" + std::to_string(i + 1) + "_s"] =
         jobs[i].seconds ? boost::json::value(*jobs[i].seconds) : boost::json::value(nullptr);
+    for (const auto& [part, spent] : jobs[i].parts) {
+      row["guest" + std::to_string(i + 1) + "_" + std::string(part)] = spent;
+    }
   }
   row["oom_kills"] = kills;
   row["pattern_errors"] = errors;

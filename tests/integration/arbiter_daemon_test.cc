@@ -1,9 +1,12 @@
 // The arbiter in fileballoond: pressure of one VM moves memory of another, as bands say, by the
 // same path as an operator's target; a dry run moves nothing; and one host has one arbiter.
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "daemon_fixture.h"
+#include "tests/integration/uffd_stand_in.h"
 
 namespace fileballoon::host {
 namespace {
@@ -89,6 +92,109 @@ TEST_F(ArbiterDaemonTest, ADryRunSaysWhatWouldBeDoneAndDoesNothing) {
   EXPECT_LE(low_vm.at("share_bytes").to_number<std::uint64_t>(), Bytes::mib(300).count());
   EXPECT_EQ(wanted("low"), kRam) << "a dry run must move nothing";
   EXPECT_FALSE(has_event("share-moved"));
+}
+
+// ------------------------------------------------------------------------------- the limit, a wall
+
+class HostLimitTest : public DaemonTest {
+ protected:
+  ~HostLimitTest() override {
+    for (testing::StandIn* vmm : {&first, &second}) {
+      vmm->kill_and_wait();  // its keeper ends with it
+    }
+  }
+  void start_with(const std::string& mode) {
+    std::filesystem::create_directories(path("store"));
+    start("[arbiter]\nmode = \"" + mode + "\"\nlimit = \"80M\"\ninterval_ms = 200\nlock = \"" +
+          path("arbiter.lock") + "\"\n[paging]\npath = \"" + path("store") + "\"\n");
+  }
+  Bytes number(const std::string& vm, std::string_view key) {
+    const json::value paging = stats(vm).at("paging");
+    const json::value* found = paging.is_object() ? paging.as_object().if_contains(key) : nullptr;
+    return found == nullptr || found->is_null() ? Bytes(0)
+                                                : Bytes(found->to_number<std::uint64_t>());
+  }
+  Bytes footprints() {
+    Bytes sum;
+    for (const char* vm : {"vm1", "vm2"}) {
+      sum += Bytes(stats(vm).at("footprint_bytes").to_number<std::uint64_t>());
+    }
+    return sum;
+  }
+  void attach(const std::string& name, const testing::StandIn& vmm, ScriptedGuest& guest) {
+    const Output done = ctl({"attach", name, "--pid", std::to_string(vmm.pid()), "--channel",
+                             guest.socket(), "--refault", "uffd"});
+    ASSERT_EQ(done.status, 0) << done.error;
+    ASSERT_TRUE(guest.connect());
+  }
+  // RAM of 64 MiB each, on a host that has 80 MiB for both.
+  testing::StandIn first{{"--quiet"}};
+  testing::StandIn second{{"--quiet"}};
+  ScriptedGuest first_guest{path("first.sock")};
+  ScriptedGuest second_guest{path("second.sock")};
+};
+
+// Two guests fill all of their RAM at once, while the daemon is there and while it is not: were the
+// limit a goal only, the host would be out of memory before anybody had looked.
+TEST_F(HostLimitTest, IsAWallWithAndWithoutTheDaemonAndNothingIsLost) {
+  start_with("on");
+  attach("vm1", first, first_guest);
+  attach("vm2", second, second_guest);
+  for (const char* vm : {"vm1", "vm2"}) {
+    ASSERT_TRUE(eventually([&] { return number(vm, "ceiling_bytes") > Bytes(0); }, 10s))
+        << json::serialize(stats(vm));
+  }
+  first.send("fill 0 8192");
+  second.send("fill 0 8192");
+  Bytes peak;
+  const auto both = [&](const char* what, const char* expected) {
+    std::array<std::thread, 2> waiting;
+    std::atomic<int> done{0};
+    std::array<std::string, 2> answers;
+    for (std::size_t i = 0; i < 2; ++i) {
+      waiting.at(i) = std::thread([&, i] {
+        answers.at(i) = (i == 0 ? first : second).read_line();
+        ++done;
+      });
+    }
+    while (done < 2) {
+      if (daemon_.running()) {
+        peak = std::max(peak, footprints());
+      }
+      std::this_thread::sleep_for(5ms);
+    }
+    for (std::size_t i = 0; i < 2; ++i) {
+      waiting.at(i).join();
+      EXPECT_EQ(answers.at(i), expected) << what;
+    }
+  };
+  both("the first half", "ok");
+  // The keepers go on without their daemon, and hold what it was that they were told.
+  daemon_.end(SIGKILL);
+  first_guest.hang_up();
+  second_guest.hang_up();
+  first.send("fill 8192 8192");
+  second.send("fill 8192 8192");
+  both("the second half", "ok");
+  start_with("on");
+  ASSERT_TRUE(eventually([&] {
+    return call("list").as_array().size() == 2 && number("vm2", "paged_bytes") > Bytes(0);
+  }));
+  EXPECT_LE(footprints(), Bytes::mib(80)) << "while the daemon was away";
+  first.send("check 0 16384");
+  second.send("check 0 16384");
+  both("all of it once more, with the new daemon", "0");
+  EXPECT_LE(peak, Bytes::mib(80));
+  EXPECT_GE(peak, Bytes::mib(60)) << "the wall was never reached";
+  EXPECT_EQ(first.ask("errors"), "0");
+  EXPECT_EQ(second.ask("errors"), "0");
+  // A ceiling pages out: not where the policy forbids that.
+  ASSERT_EQ(ctl({"mem-policy", "vm2", "balloon-only"}).status, 0);
+  EXPECT_TRUE(eventually([&] { return number("vm2", "ceiling_bytes") == Bytes(0); }));
+  EXPECT_GT(number("vm1", "ceiling_bytes"), Bytes(0));
+  // Who turns the arbiter off wants no ceilings either.
+  ASSERT_EQ(call("arbiter", {{"mode", "off"}}).at("mode"), "off");
+  EXPECT_TRUE(eventually([&] { return number("vm1", "ceiling_bytes") == Bytes(0); }));
 }
 
 TEST_F(ArbiterDaemonTest, ASecondArbiterOnTheHostIsRefusedByName) {

@@ -9,54 +9,13 @@
 #include <fstream>
 #include <thread>
 
-#include "daemon_fixture.h"
-#include "tests/integration/uffd_stand_in.h"
+#include "policy_fixture.h"
 
 namespace fileballoon::host {
 namespace {
 
-using fileballoon::testing::StandIn;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-namespace json = boost::json;
-
-constexpr Bytes kRam = Bytes::mib(64);
-constexpr std::uint64_t kPages = kRam.whole_pages();
-
-Bytes bytes_in(const json::object& object, std::string_view key) {
-  return Bytes(object.at(key).to_number<std::uint64_t>());
-}
-
-class PolicyTest : public DaemonTest {
- protected:
-  json::object memory(const std::string& name = "vm1") {
-    return stats(name).at("memory").as_object();
-  }
-  std::string state(const std::string& name = "vm1") {
-    return std::string(memory(name).at("state").as_string());
-  }
-  bool reaches(const std::string& wanted, std::chrono::milliseconds patience = 10s) {
-    return eventually([&] { return state() == wanted; }, patience);
-  }
-  /// What the daemon says to a verb that it should refuse.
-  std::string refusal(std::vector<std::string> words) {
-    const Output output = ctl(std::move(words));
-    EXPECT_EQ(output.status, 1) << output.text;
-    return output.error;
-  }
-  /// The text of the last event of this kind.
-  std::string event(std::string_view kind) {
-    std::string text;
-    const json::value events = call("events");
-    for (const json::value& item : events.at("recent").as_array()) {
-      if (item.at("event").as_string() == kind) {
-        text = std::string(item.at("text").as_string());
-      }
-    }
-    return text;
-  }
-  ScriptedGuest guest{path("channel.sock")};
-};
 
 // ------------------------------------------------------------------------- a VM with a balloon
 // alone
@@ -246,42 +205,6 @@ TEST_F(ExternalActors, OneEndsWithTheDaemon) {
 // ------------------------------------------------------------------------------ a VM that can be
 // paged
 
-class PagedVm : public PolicyTest {
- protected:
-  ~PagedVm() override {
-    vmm.kill_and_wait();  // its keeper ends with it
-  }
-  Output attach_paged(std::vector<std::string> store) {
-    std::vector<std::string> words = {
-        "attach",    "vm1",          "--pid",     std::to_string(vmm.pid()),
-        "--channel", guest.socket(), "--refault", "uffd"};
-    words.insert(words.end(), store.begin(), store.end());
-    return ctl(words);
-  }
-  /// Attached with a store in a folder of the test, all pages holding a pattern.
-  void start_paged(std::vector<std::string> more = {}) {
-    start();
-    ASSERT_EQ(vmm.ask("fill 0 16384"), "ok");
-    std::filesystem::create_directory(path("store"));
-    more.insert(more.end(), {"--store-path", path("store")});
-    const Output done = attach_paged(std::move(more));
-    ASSERT_EQ(done.status, 0) << done.error;
-    ASSERT_TRUE(guest.connect());
-    guest.send(wire::Stats{{{wire::StatKey::resident_pages, 0}}});
-    ASSERT_TRUE(eventually([&] { return paging().at("available").as_bool(); }));
-  }
-  json::object paging() { return stats("vm1").at("paging").as_object(); }
-  Bytes paged() {
-    const json::object now = paging();
-    return now.contains("paged_bytes") ? bytes_in(now, "paged_bytes") : Bytes(0);
-  }
-  void expect_pattern() {
-    EXPECT_EQ(vmm.ask("check 0 16384"), "0") << "a page came back as something else";
-    EXPECT_EQ(vmm.ask("errors"), "0");
-  }
-  StandIn vmm{{"--quiet"}};
-};
-
 TEST_F(PagedVm, WhatTheBalloonDoesNotGiveIsPagedOutAndComesBackWhenTheTargetRises) {
   start_paged();
   ASSERT_EQ(ctl({"mem-policy", "vm1", "balloon-then-page", "--timeout", "1"}).status, 0);
@@ -374,9 +297,22 @@ TEST_F(PagedVm, StoresThatCannotBeMadeAreNamedAndTheVmIsLeftAlone) {
       << "it can be had all the same";
 }
 
+TEST_F(PagedVm, TheStoreOfAnAttachedVmIsNotChangedInSilence) {
+  start_paged();
+  const Output output = attach_paged({"--store-memory", "16M"});
+  EXPECT_EQ(output.status, 1) << output.text;
+  EXPECT_THAT(output.error,
+              AllOf(HasSubstr("its store cannot be changed while it is"), HasSubstr("detach it")));
+  EXPECT_EQ(ctl({"detach", "vm1"}).status, 0);
+  guest.hang_up();
+  const Output again = attach_paged({"--store-memory", "16M"});
+  EXPECT_EQ(again.status, 0) << again.error;
+  expect_pattern();
+}
+
 TEST_F(PagedVm, AStoreOfAnotherVmIsRefusedByName) {
   start_paged({"--store-memory", "16M"});
-  StandIn other{{"--quiet"}};
+  testing::StandIn other{{"--quiet"}};
   ScriptedGuest other_guest(path("other.sock"));
   const std::string file = path("named-store");
   std::ofstream(file).flush();
@@ -386,7 +322,7 @@ TEST_F(PagedVm, AStoreOfAnotherVmIsRefusedByName) {
   };
   const Output first = attach_other("vm2", other.pid(), other_guest.socket());
   ASSERT_EQ(first.status, 0) << first.error;
-  StandIn third{{"--quiet"}};
+  testing::StandIn third{{"--quiet"}};
   ScriptedGuest third_guest(path("third.sock"));
   const Output refused = attach_other("vm3", third.pid(), third_guest.socket());
   EXPECT_EQ(refused.status, 1);

@@ -8,6 +8,7 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -28,6 +29,7 @@
 #include <cstring>
 #include <ctime>
 #include <iostream>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -170,6 +172,24 @@ int open_ram(const std::string& kind, std::size_t size) {
   return fd;
 }
 
+// SIGBUS is what a process is told about a page that is lost.
+sigjmp_buf g_lost;
+
+std::optional<std::uint64_t> read_if_there(const char* page) {
+  struct sigaction action {};
+  struct sigaction old {};
+  action.sa_handler = [](int) { ::siglongjmp(g_lost, 1); };
+  ::sigaction(SIGBUS, &action, &old);
+  volatile std::uint64_t word = 0;
+  volatile bool is_there = false;
+  if (sigsetjmp(g_lost, 1) == 0) {
+    word = *reinterpret_cast<const volatile std::uint64_t*>(page);
+    is_there = true;
+  }
+  ::sigaction(SIGBUS, &old, nullptr);
+  return is_there ? std::optional<std::uint64_t>(word) : std::nullopt;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -272,6 +292,16 @@ int main(int argc, char** argv) {
     } else if (command == "collapse") {  // into huge pages
       const int result = ::madvise(ram + first * kPage, count * kPage, kMadvCollapse);
       std::cout << (result == 0 ? "ok" : std::strerror(errno)) << std::endl;
+    } else if (command ==
+               "survey") {  // pages that cannot be read, and of the others the wrong ones
+      std::uint64_t lost = 0;
+      std::uint64_t wrong = 0;
+      for (std::uint64_t i = first; i < first + count; ++i) {
+        const auto word = read_if_there(ram + i * kPage);
+        lost += word ? 0 : 1;
+        wrong += word && *word != i + 1 ? 1 : 0;
+      }
+      std::cout << lost << ' ' << wrong << std::endl;
     } else if (command == "unmap") {
       ::munmap(ram + first * kPage, count * kPage);
       std::cout << "ok" << std::endl;

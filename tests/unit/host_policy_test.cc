@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "host/actor_registry.h"
+#include "host/cgroup_ceiling.h"
 #include "host/config.h"
 #include "host/host_memory.h"
 #include "host/policy_runner.h"
@@ -230,6 +231,36 @@ TEST_F(HostFiles, WhatElseTheVmmUsesCountsAgainstItsLimit) {
   const CgroupMemory cgroup{Bytes::mib(1000), Bytes::mib(700), 0};
   EXPECT_EQ(ceiling_in(cgroup, Bytes::mib(600)), Bytes::mib(900));
   EXPECT_FALSE(ceiling_in({std::nullopt, Bytes::mib(700), 0}, Bytes::mib(600)));
+}
+
+// A VMM that stalls in its cgroup is about to be reclaimed, or killed: the guest has to give
+// before.
+TEST(CgroupCeiling, StallsInsideACgroupLowerWhatItsVmMayHave) {
+  using namespace std::chrono_literals;
+  CgroupMemory cgroup{Bytes::mib(1000), Bytes::mib(700), 0};
+  const Bytes footprint = Bytes::mib(600);
+  CgroupCeiling ceiling;
+  EXPECT_FALSE(ceiling.ceiling());
+  ceiling.update(cgroup, footprint, 0s);
+  const Bytes calm = ceiling.ceiling().value();
+  EXPECT_LT(calm, Bytes::mib(900)) << "something is kept free for bursts";
+  EXPECT_GT(calm, Bytes::mib(900 * 9 / 10));
+  cgroup.psi_some = 40;
+  ceiling.update(cgroup, footprint, 5s);
+  const Bytes stalled = ceiling.ceiling().value();
+  EXPECT_LT(stalled, calm);
+  for (int i = 0; i < 100; ++i) {
+    ceiling.update(cgroup, footprint, 5s);
+  }
+  EXPECT_GT(ceiling.ceiling().value(), Bytes::mib(900 * 6 / 10)) << "never all of it";
+  cgroup.psi_some = 0;
+  for (int i = 0; i < 100; ++i) {
+    ceiling.update(cgroup, footprint, 5s);
+  }
+  EXPECT_EQ(ceiling.ceiling(), calm) << "it must come back";
+  cgroup.limit.reset();
+  ceiling.update(cgroup, footprint, 5s);
+  EXPECT_FALSE(ceiling.ceiling());
 }
 
 // -------------------------------------------------------------------------------------

@@ -1,8 +1,26 @@
 #include "uffd/pager/cold_pages.h"
 
+#include <algorithm>
 #include <array>
+#include <numeric>
 
 namespace fileballoon {
+
+ColdPages::ColdPages(Pager& pager) : pager_(pager) {
+  const std::uint64_t size = RangeLocks::kPiece.whole_pages();
+  const auto objects = static_cast<std::uint32_t>(pager.ram().objects().size());
+  for (std::uint32_t object = 0; object < objects; ++object) {
+    const std::uint64_t pages = pager.ram().frames(object).pages();
+    for (std::uint64_t first = 0; first < pages; first += size) {
+      pieces_.push_back({object, first, std::min(first + size, pages)});
+    }
+  }
+  // The golden section spreads any number of steps evenly.
+  stride_ = std::max<std::uint64_t>(1, pieces_.size() * 618 / 1000);
+  while (std::gcd(stride_, pieces_.size()) != 1) {
+    ++stride_;
+  }
+}
 
 std::uint64_t ColdPages::start(std::uint64_t wanted, unsigned min_age) {
   std::array<std::uint64_t, AgeMap::kOldest + 1> by_age{};
@@ -22,29 +40,29 @@ std::uint64_t ColdPages::start(std::uint64_t wanted, unsigned min_age) {
   for (age_ = AgeMap::kOldest; age_ > min_age && found < wanted;) {
     found += by_age[--age_];
   }
+  offset_ = (offset_ + visited_ * stride_) % std::max<std::uint64_t>(1, pieces_.size());
   rewind();
   return found;
 }
 
 void ColdPages::next(std::size_t limit, Batch& batch) {
   batch.pages.clear();
-  const std::uint64_t piece = RangeLocks::kPiece.whole_pages();
-  const auto objects = static_cast<std::uint32_t>(pager_.ram().objects().size());
-  for (; object_ < objects; ++object_, page_ = 0) {
-    const FrameMap& frames = pager_.ram().frames(object_);
-    const AgeMap& ages = pager_.ages(object_);
-    for (; page_ < frames.pages(); ++page_) {
-      if (!batch.pages.empty() &&
-          (batch.pages.size() == limit || page_ / piece != batch.pages.front() / piece)) {
-        return;
-      }
-      if (frames.state(page_) == FrameState::backed && ages.age(page_) >= age_) {
-        batch.object = object_;
-        batch.pages.push_back(page_);
+  for (; visited_ < pieces_.size(); ++visited_, page_ = 0) {
+    const Piece& at = piece(visited_);
+    const FrameMap& frames = pager_.ram().frames(at.object);
+    const AgeMap& ages = pager_.ages(at.object);
+    batch.object = at.object;
+    for (; at.first + page_ < at.end; ++page_) {
+      const std::uint64_t page = at.first + page_;
+      if (frames.state(page) == FrameState::backed && ages.age(page) >= age_) {
+        if (batch.pages.size() == limit) {
+          return;
+        }
+        batch.pages.push_back(page);
       }
     }
     if (!batch.pages.empty()) {
-      return;  // the cursor stands at this object's end
+      return;  // the cursor stands at this piece's end
     }
   }
 }

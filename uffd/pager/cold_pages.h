@@ -1,6 +1,8 @@
-// ColdPages: which pages to page out next: the coldest ones, in address order, so that neighbours
-// go to neighbouring slots and come back together. It only reads the age and frame maps; a wrong
-// choice costs time, never data. One thread.
+// ColdPages: which pages to page out next: the coldest ones. Neighbours go together, a piece of 2
+// MiB at a time, so that they lie in neighbouring slots and come back together; among pieces that
+// are equally cold the order is another one each round. In address order, a guest that reads all of
+// its memory once would find that just what comes next was paged out to make room. It only reads
+// the age and frame maps; a wrong choice costs time, never data. One thread.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +14,7 @@ namespace fileballoon {
 
 class ColdPages {
  public:
-  explicit ColdPages(Pager& pager) : pager_(pager) {}
+  explicit ColdPages(Pager& pager);
 
   /// Starts a round that wants `wanted` pages: picks the highest age at which that many backed
   /// pages are as old or older, but none below `min_age`. Returns how many pages that gives.
@@ -20,7 +22,7 @@ class ColdPages {
 
   /// Back to the start of the round.
   void rewind() {
-    object_ = 0;
+    visited_ = 0;
     page_ = 0;
   }
 
@@ -35,9 +37,21 @@ class ColdPages {
 
  private:
   Pager& pager_;
+  struct Piece {
+    std::uint32_t object;
+    std::uint64_t first;  // page
+    std::uint64_t end;
+  };
+  [[nodiscard]] const Piece& piece(std::uint64_t visited) const {
+    return pieces_[(offset_ + visited * stride_) % pieces_.size()];
+  }
+
   unsigned age_ = AgeMap::kOldest;
-  std::uint32_t object_ = 0;
-  std::uint64_t page_ = 0;
+  std::vector<Piece> pieces_;  // all there are
+  std::uint64_t stride_ = 1;   // without a common divisor with their number: visits each once
+  std::uint64_t offset_ = 0;   // of this round
+  std::uint64_t visited_ = 0;  // pieces that this round has left behind
+  std::uint64_t page_ = 0;     // in the piece at hand, from its first
 };
 
 }  // namespace fileballoon

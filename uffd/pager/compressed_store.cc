@@ -15,23 +15,32 @@ constexpr std::uint32_t kSameFilledBit = 1U << ObjectId::kBits;
 /// What lies before the content; copied in and out, since objects are not aligned to it.
 struct Header {
   PageKey key;
-  std::uint32_t checksum = 0;  ///< of the content, not of the page: less to hash
-  std::uint16_t length = 0;    ///< of the content
+  std::uint32_t checksum = 0;  ///< 28 bits, of the content, not of the page: less to hash
+  std::uint32_t length = 0;    ///< of the content; 12 bits, below a page
 };
-constexpr std::size_t kHeaderSize = 10;
+// Every paged-out page has one: packed, so that all that is kept of a page stays below 16 bytes.
+constexpr std::size_t kHeaderSize = 9;
+constexpr unsigned kLengthBits = 12;
+static_assert(CompressedStore::kMaxContent < std::size_t{1} << kLengthBits);
+
+std::uint32_t checksum28(std::span<const std::byte> content, PageKey key) {
+  return checksum32(content, key) >> (32 - 28);
+}
 static_assert(SlabArena::kMaxObject >= kHeaderSize + CompressedStore::kMaxContent);
 
 void write_header(std::byte* at, const Header& header) {
+  const std::uint64_t packed = std::uint64_t{header.checksum} << kLengthBits | header.length;
   std::memcpy(at, &header.key, 4);
-  std::memcpy(at + 4, &header.checksum, 4);
-  std::memcpy(at + 8, &header.length, 2);
+  std::memcpy(at + 4, &packed, 5);
 }
 
 Header read_header(const std::byte* at) {
   Header header;
+  std::uint64_t packed = 0;
   std::memcpy(&header.key, at, 4);
-  std::memcpy(&header.checksum, at + 4, 4);
-  std::memcpy(&header.length, at + 8, 2);
+  std::memcpy(&packed, at + 4, 5);
+  header.checksum = static_cast<std::uint32_t>(packed >> kLengthBits);
+  header.length = static_cast<std::uint32_t>(packed) & ((1U << kLengthBits) - 1);
   return header;
 }
 
@@ -82,7 +91,7 @@ StoreStatus CompressedStore::put_page(PagePut& page) {
   }
   const std::span<const std::byte> content(scratch_.data(), length);
   std::byte* at = arena_.data(*object);
-  write_header(at, {page.key, checksum32(content, page.key), static_cast<std::uint16_t>(length)});
+  write_header(at, {page.key, checksum28(content, page.key), static_cast<std::uint32_t>(length)});
   std::memcpy(at + kHeaderSize, content.data(), length);
   page.slot = Slot{object->value};
   pages_.fetch_add(1, std::memory_order_relaxed);
@@ -135,7 +144,7 @@ StoreStatus CompressedStore::get_page(PageGet& page) {
     return StoreStatus::corrupt;
   }
   const std::span<const std::byte> content(at + kHeaderSize, header.length);
-  if (checksum32(content, page.key) != header.checksum || !codec_->decompress(content, page.out)) {
+  if (checksum28(content, page.key) != header.checksum || !codec_->decompress(content, page.out)) {
     return StoreStatus::corrupt;
   }
   return StoreStatus::ok;

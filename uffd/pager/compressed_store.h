@@ -1,6 +1,6 @@
 // CompressedStore: pages compressed into memory. The right home for pages that may be wanted again:
 // a page comes back in about a microsecond. Same-filled pages take no content memory; pages that
-// compress badly are rejected, since storing them would gain next to nothing. A header of 10 bytes
+// compress badly are rejected, since storing them would gain next to nothing. A header of 9 bytes
 // (key, checksum, length) precedes each content and is verified before a page is given back.
 #pragma once
 
@@ -24,7 +24,7 @@ struct CompressedStoreOptions {
 class CompressedStore final : public PageStore {
  public:
   /// Content longer than this is rejected: 20 objects a slab, so that at least a fifth is saved.
-  static constexpr std::size_t kMaxContent = 3264 - 10;
+  static constexpr std::size_t kMaxContent = 3264 - 9;
 
   /// Throws std::system_error or std::bad_alloc.
   explicit CompressedStore(const CompressedStoreOptions& options);

@@ -17,9 +17,15 @@ constexpr std::chrono::microseconds kYield{50};
 // Paging out waits at most this long for faults at a time, so that it goes on at a trickle below a
 // VM that faults without end; giving_way is what holds it back then.
 constexpr std::chrono::milliseconds kMaxYield{20};
-// Below a ceiling the thread looks this often whether the reserve is touched or faults wait; the
-// look is a system call.
+// Close to a ceiling (kClose) the thread looks this often whether the reserve is touched or faults
+// wait; the look is a system call. Farther away a guest needs longer than kTick to come there, and
+// one that is faster waits at the ceiling.
 constexpr std::chrono::milliseconds kCeilingTick{5};
+constexpr Bytes kClose = Bytes::mib(128);
+// Compressing must not take the CPU from who answers faults or runs the guest; where faults wait
+// for it, it is the guest that runs.
+constexpr int kNice = 10;
+constexpr int kNiceInAHurry = 0;
 // Between two looks at what is in use while faults wait for room: a look at 1 GiB takes some
 // milliseconds, and a page must have a chance to be used in between.
 constexpr std::chrono::milliseconds kHurriedLook{100};
@@ -30,6 +36,11 @@ constexpr Bytes kLeastReserve = Bytes::mib(2);
 constexpr Bytes kMostReserve = Bytes::mib(64);
 // Attempts without a page gone before the ceiling is opened as if the store were full.
 constexpr unsigned kMostFruitless = 50;
+
+// Of the calling thread. Going back down needs CAP_SYS_NICE, without which it stays nice.
+void set_niceness(int nice) {
+  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), nice);
+}
 
 }  // namespace
 
@@ -101,6 +112,12 @@ Bytes PagerService::reserve_of(Bytes ceiling) {
   return std::clamp(Bytes(ceiling.count() / kReservePart), kLeastReserve, kMostReserve);
 }
 
+// What is brought back does not pass the fault path, where the ceiling is kept: it stays a reserve
+// and a piece below it, so that page-out and page-in do not chase each other.
+bool PagerService::has_room(const std::optional<Bytes>& ceiling) const {
+  return !ceiling || footprint() + RangeLocks::kPiece + reserve_of(*ceiling) <= *ceiling;
+}
+
 // With the mutex held. Where nothing can be paged out the guest goes on, above its ceiling.
 void PagerService::enforce_ceiling(State state) {
   const bool open = state == State::stopped || state == State::detached;
@@ -152,6 +169,7 @@ PagerService::Status PagerService::status() const {
   status.state = state_;
   status.stop_reason = stop_reason_;
   status.goal = goal_.value_or(Bytes());
+  status.ceiling = ceiling_;
   return status;
 }
 
@@ -169,13 +187,13 @@ bool PagerService::faults_wait() const {
 
 void PagerService::run() {
   ::pthread_setname_np(::pthread_self(), "fb-pager");
-  // Compressing must not take the CPU from who answers faults or runs the guest.
-  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), 10);
+  set_niceness(kNice);
   std::unique_lock lock(mutex_);
   while (!quit_) {
     step(lock);
     if (!quit_) {
-      wake_.wait_for(lock, ceiling_ ? kCeilingTick : kTick);
+      const bool is_close = ceiling_ && footprint() + kClose >= *ceiling_;
+      wake_.wait_for(lock, is_close ? kCeilingTick : kTick);
     }
   }
 }
@@ -202,7 +220,7 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
     goal = goal ? std::min(*goal, below) : below;
     faults_are_held = pager_.ram().fill_limit().take_waiting();
   }
-  if (limit && Bytes::pages(pager_.stats().paged_pages) > *limit) {
+  if (limit && Bytes::pages(pager_.stats().paged_pages) > *limit && has_room(ceiling)) {
     state = page_in(*limit);
   } else if (!goal || taken <= *goal) {
     state = State::idle;
@@ -246,6 +264,7 @@ PagerService::State PagerService::make_room(Bytes excess) {
       return State::detached;
     }
   }
+  set_niceness(kNiceInAHurry);
   const PagerStats before = pager_.stats();
   State state = State::looking;
   for (unsigned age = options_.min_age; state == State::looking; --age) {
@@ -260,6 +279,7 @@ PagerService::State PagerService::make_room(Bytes excess) {
     }
     excess = taken - (*ceiling - reserve_of(*ceiling));
   }
+  set_niceness(kNice);
   const PagerStats after = pager_.stats();
   const bool made_room = after.paged_out > before.paged_out || after.zero_pages > before.zero_pages;
   fruitless_ = made_room ? 0 : fruitless_ + 1;
@@ -317,6 +337,13 @@ PagerService::State PagerService::page_in(Bytes limit) {
     const Bytes paged = Bytes::pages(pager_.stats().paged_pages);
     if (paged <= limit) {
       return State::idle;
+    }
+    const std::optional<Bytes> ceiling = [this] {
+      const std::lock_guard guard(mutex_);
+      return ceiling_;
+    }();
+    if (!has_room(ceiling)) {
+      break;
     }
     yield_to_faults();
     // A piece at a time, so that a new order is heard; nothing at all means that the host has no

@@ -44,6 +44,7 @@ class PagerService {
     AccessMethod method = AccessMethod::unmap;
     Bytes footprint;  ///< allocated in the VM's RAM objects now
     Bytes goal;
+    std::optional<Bytes> ceiling;
     std::uint64_t held_faults = 0;  ///< had to wait for room below the ceiling, since the start
     PagerStats pager;
   };
@@ -65,13 +66,16 @@ class PagerService {
   /// that were used lately go, least lately first. A store that takes no more opens the ceiling
   /// until it does, with the event of a stopped page-out. Nothing: no ceiling. Beside the goal.
   void set_ceiling(std::optional<Bytes> most);
-  /// Pages out no more, and brings back what lies in the store beyond `paged`.
+  /// Pages out no more, and brings back what lies in the store beyond `paged`, as far as that fits
+  /// below the ceiling.
   void set_limit(Bytes paged);
 
   /// Stops paging out for good and brings everything back; blocks. See Pager::page_in_all().
   Pager::Progress detach(const std::function<bool(const Pager::Progress&)>& progress);
 
   [[nodiscard]] Status status() const;
+  /// How far below a ceiling page-out begins.
+  [[nodiscard]] static Bytes reserve_of(Bytes ceiling);
 
  private:
   void run();
@@ -80,7 +84,8 @@ class PagerService {
   [[nodiscard]] State page_out(Bytes excess, unsigned min_age, Zeros zeros);
   [[nodiscard]] State make_room(Bytes excess);
   void enforce_ceiling(State state);
-  [[nodiscard]] static Bytes reserve_of(Bytes ceiling);
+  /// Whether a piece more may be brought back unasked.
+  [[nodiscard]] bool has_room(const std::optional<Bytes>& ceiling) const;
   [[nodiscard]] State page_in(Bytes limit);
   /// Writes `batch_`; false if page-out has to stop, and `wanted` less what went.
   [[nodiscard]] bool write_batch(std::uint64_t& wanted);

@@ -128,6 +128,9 @@ Result<PagingClient::Status> PagingClient::status() {
   status.service.footprint = Bytes(reply.footprint);
   status.service.goal = Bytes(reply.goal);
   status.service.held_faults = reply.held_faults;
+  if (reply.ceiling != kNoCeiling) {
+    status.service.ceiling = Bytes(reply.ceiling);
+  }
   PagerStats& pager = status.service.pager;
   pager.paged_pages = reply.paged_pages;
   pager.paged_out = reply.paged_out;

@@ -132,6 +132,7 @@ void PagingHost::report(PagingReply& reply) {
   reply.footprint = status.footprint.count();
   reply.goal = status.goal.count();
   reply.held_faults = status.held_faults;
+  reply.ceiling = status.ceiling ? status.ceiling->count() : kNoCeiling;
   const PagerStats& pager = status.pager;
   reply.paged_pages = pager.paged_pages;
   reply.paged_out = pager.paged_out;

@@ -10,7 +10,7 @@
 namespace fileballoon::faultd {
 
 inline constexpr std::uint32_t kPagingMagic = 0x47415046;  // "FPAG"
-inline constexpr std::uint32_t kPagingVersion = 2;
+inline constexpr std::uint32_t kPagingVersion = 3;
 
 /// There while the keeper that listens on `socket` holds paged-out frames. Their content would die
 /// with it: it must not be killed then, however long it takes to answer.
@@ -61,6 +61,7 @@ struct PagingReply {
   std::uint32_t stop_reason = 0;
   std::uint32_t method = 0;
   std::uint64_t footprint = 0, goal = 0, held_faults = 0;
+  std::uint64_t ceiling = kNoCeiling;
   std::uint64_t paged_pages = 0, paged_out = 0, zero_pages = 0, paged_in = 0, faults = 0;
   std::uint64_t read_ahead = 0, write_races = 0, rejected = 0, lost_pages = 0, metadata = 0;
   std::uint64_t store_memory = 0, store_disk = 0, store_limit = 0, file_pages = 0, spilled = 0;
