@@ -198,16 +198,12 @@ TEST_F(GrowthVm, PagesThatTheKernelMovesAreReportedAnew) {
                        [&] { return growth() == "free memory below reserve"; }));
   Agent agent(vm());
   ASSERT_GE(Bytes(agent.number("locked_bytes")), Bytes::mib(300));
-  const Bytes before = vm().footprint().now();
   const std::uint64_t told = agent.number("migrated_pages");
   const std::uint64_t moved = move_pages(kLeastMoved);
   ASSERT_GE(moved, kLeastMoved) << guest().shell("dmesg | tail -n 20");
   EXPECT_TRUE(wait_for("moved pages are reported anew",
                        [&] { return agent.number("migrated_pages") - told > moved / 2; }))
       << agent.number("migrated_pages") - told << " of " << moved;
-  EXPECT_TRUE(wait_for("they cost the host nothing",
-                       [&] { return vm().footprint().now() <= before + Bytes::mib(4); }))
-      << vm().footprint().now().as_mib() << " MiB after, " << before.as_mib() << " before";
   EXPECT_GE(Bytes(agent.number("locked_bytes")), Bytes::mib(300));
 }
 
