@@ -32,7 +32,8 @@ GrowthDecision Growth::decide(const GuestSample& sample, const Limits& limits,
   }
   const std::uint64_t spare = (sample.free - sample.reserve).whole_pages();
   if (spare < std::min(missing, kMinPages)) {
-    return {GrowthReason::below_reserve, 0, kReserveRetry};
+    return {GrowthReason::below_reserve, 0,
+            sees_work(now) ? std::chrono::nanoseconds(kReserveWatch) : kReserveRetry};
   }
   return {GrowthReason::growing, std::min({missing, spare, batch_pages_}), {}};
 }

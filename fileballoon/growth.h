@@ -54,8 +54,14 @@ class Growth {
   using Clock = std::chrono::steady_clock;
   /// Silence after reclaim was seen: the value of the 2012 page-cache balloon.
   static constexpr std::chrono::seconds kBackOff{2};
-  /// How long free memory below the reserve is left alone before it is looked at again.
+  /// How long free memory below the reserve is left alone before it is looked at again in a guest
+  /// where nothing happens.
   static constexpr std::chrono::seconds kReserveRetry{1};
+  /// The same in a guest that works: what a program gives up is the host's after this and not after
+  /// a second. A look is one sysinfo(2); the kernel has no event for memory that became free.
+  static constexpr std::chrono::milliseconds kReserveWatch{100};
+  /// A guest counts as working for this long after it was last seen to.
+  static constexpr std::chrono::seconds kWorking{3};
   /// Over this much time the stalls of tasks are looked at: long enough that one page that is read
   /// back does not stand out, short against the 2 s of the back-off.
   static constexpr std::chrono::milliseconds kPressureWindow{250};
@@ -74,6 +80,10 @@ class Growth {
   [[nodiscard]] GrowthDecision decide(const GuestSample& sample, const Limits& limits,
                                       Clock::time_point now);
 
+  /// The guest was seen to work (faults, reads, CPU time), or memory has just become free in it.
+  void note_work(Clock::time_point now) { works_until_ = now + kWorking; }
+  [[nodiscard]] bool sees_work(Clock::time_point now) const { return now < works_until_; }
+
   /// The "some" total of /proc/pressure/memory at `now`; nothing where the kernel has no PSI.
   void note_stalls(std::optional<std::chrono::microseconds> total, Clock::time_point now);
 
@@ -82,6 +92,7 @@ class Growth {
   std::optional<std::chrono::microseconds> stalls_;
   Clock::time_point stalls_at_{};
   Clock::time_point pressed_until_{};
+  Clock::time_point works_until_{};
   std::uint64_t last_evicted_ = 0;
   Clock::time_point quiet_until_{};
 };

@@ -84,6 +84,38 @@ Bytes kernel_reserve(const std::string& text) {
   return Bytes::pages(sum);
 }
 
+std::uint64_t spare_in_cpu_lists(const std::string& text) {
+  std::uint64_t sum = 0;
+  std::uint64_t count = 0;
+  std::uint64_t least = 0;
+  std::istringstream lines(text);
+  std::string line;
+  const auto end_list = [&] {
+    sum += count > least ? count - least : 0;
+    count = 0;
+  };
+  while (std::getline(lines, line)) {
+    // "    cpu: 0" is followed by "              count: 63", "batch:" and "high_min:".
+    std::uint64_t value = 0;
+    if (std::sscanf(line.c_str(), " count: %" SCNu64, &value) == 1) {
+      end_list();
+      count = value;
+    } else if (std::sscanf(line.c_str(), " batch: %" SCNu64, &value) == 1) {
+      least = 4 * value;  // a list is never shorter (zone_highsize())
+    } else if (std::sscanf(line.c_str(), " high_min: %" SCNu64, &value) == 1) {
+      least = value;
+    }
+  }
+  end_list();
+  return sum;
+}
+
+void shorten_cpu_lists() {
+  // Reading this file folds the statistics of each CPU, and ages its lists with them
+  // (vmstat_refresh() and refresh_cpu_vm_stats() in mm/vmstat.c; root only).
+  (void)read_file("/proc/sys/vm/stat_refresh");
+}
+
 Bytes balloon_reserve(Bytes kernel_reserve, Bytes ram) {
   const Bytes share(ram.count() / 64);
   return kernel_reserve + std::clamp(share, Bytes::mib(8), Bytes::mib(64));

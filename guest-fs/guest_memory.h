@@ -29,6 +29,16 @@ struct MemoryInfo {
 /// kswapd. `text`: the content of /proc/zoneinfo.
 [[nodiscard]] Bytes kernel_reserve(const std::string& text);
 
+/// Free pages in the lists of single CPUs beyond what the kernel keeps there in any case. They are
+/// not counted in MemFree, and since Linux 6.7, which lets these lists grow with what a program
+/// frees, they can be an eighth of RAM (MIN_PERCPU_PAGELIST_HIGH_FRACTION in mm/page_alloc.c).
+/// `text`: the content of /proc/zoneinfo.
+[[nodiscard]] std::uint64_t spare_in_cpu_lists(const std::string& text);
+
+/// Has the kernel shorten those lists as it does by itself once a second (decay_pcp_high()): by an
+/// eighth of their length, never below their least size. Returns when each CPU has done so.
+void shorten_cpu_lists();
+
 /// What the balloon leaves free: the kernel's reserve plus a margin of 1/64 of RAM, at least 8 MiB
 /// and at most 64 MiB, so that a burst of allocations between two looks (a batch is 2 MiB at most,
 /// a look costs microseconds) does not reach the watermark.

@@ -41,6 +41,8 @@ constexpr int kCountShareResting = 500;
 /// While growing, the youngest pages are looked at this often: they are what reclaim takes first.
 constexpr milliseconds kProbeEvery{50};
 constexpr std::uint64_t kProbePages = 2048;
+/// Free pages in the lists of CPUs that are worth a visit to each CPU: 4 MiB.
+constexpr std::uint64_t kWorthShortening = 1024;
 /// One step of a deflation, so that the loop still serves its channel.
 constexpr std::uint64_t kDropStep = 8192;
 /// Placing takes at most one part in five of a CPU.
@@ -200,6 +202,7 @@ bool Inflater::step(Clock::time_point now) {
   bool more = follow_limits(limits, now);
   if (!leave_until_ || tells_first()) {
     more |= grow(limits, now);
+    free_what_cpus_keep(now);
     more |= tell();
   }
   const bool growing = decision_.reason == GrowthReason::growing;
@@ -300,6 +303,17 @@ void Inflater::read_pressure(Clock::time_point now) {
   }
 }
 
+void Inflater::free_what_cpus_keep(Clock::time_point now) {
+  if (decision_.reason != GrowthReason::below_reserve || !growth_.sees_work(now) ||
+      now < next_shortening_) {
+    return;
+  }
+  next_shortening_ = now + Growth::kReserveWatch;
+  if (spare_in_cpu_lists(read_file("/proc/zoneinfo")) >= kWorthShortening) {
+    shorten_cpu_lists();
+  }
+}
+
 bool Inflater::may_grow(const Limits& limits, Clock::time_point now) {
   if (tells_first() && link_.is_established() && !host_backs_) {
     decision_ = {GrowthReason::host_cannot_back, 0, {}};
@@ -341,6 +355,7 @@ bool Inflater::grow(const Limits& limits, Clock::time_point now) {
     if (decision_.reason != GrowthReason::growing || !pipeline_.can_fill()) {
       return false;
     }
+    growth_.note_work(now);  // memory that becomes free seldom comes alone
     const std::uint64_t for_floor = missing_floor(limits);
     if (for_floor > 0) {
       const Extent extent{next_locked_, std::min(decision_.pages, for_floor)};

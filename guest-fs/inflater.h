@@ -93,6 +93,7 @@ class Inflater final : private HostLink::Handler {
   void become_evictable(Extent extent, std::span<const GuestFrame> frames);
   void stop_growing(GrowthReason why, std::chrono::nanoseconds time);
   void read_pressure(Clock::time_point now);
+  void free_what_cpus_keep(Clock::time_point now);
   // Deflate mode tell-host-first.
   [[nodiscard]] bool tells_first() const { return config_.deflate == DeflateMode::tell_host_first; }
   void ask_host_to_back(std::uint64_t pages, Clock::time_point now);
@@ -155,6 +156,7 @@ class Inflater final : private HostLink::Handler {
   Clock::time_point next_place_{};
   Clock::time_point next_tick_{};
   Clock::time_point next_pressure_{};
+  Clock::time_point next_shortening_{};
   Bytes reserve_;
   wire::Stats last_sent_;
 

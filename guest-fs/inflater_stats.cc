@@ -33,7 +33,10 @@ void Inflater::feed_cache(Clock::time_point now) {
     const double busy = (cpus * up - idle) - std::exchange(busy_s_, cpus * up - idle);
     busy_activity_ += busy > kBusySeconds ? ColdCacheThread::kActive : 0;
     const std::string vmstat = read_file("/proc/vmstat");
-    activity_ = parse_cache_numbers(vmstat, "").activity + busy_activity_;
+    const std::uint64_t activity = parse_cache_numbers(vmstat, "").activity + busy_activity_;
+    if (activity - std::exchange(activity_, activity) >= ColdCacheThread::kActive) {
+      growth_.note_work(now);
+    }
     // Without the counter (no CONFIG_MIGRATION) nothing moves.
     oom_kills_ = find_vmstat(vmstat, "oom_kill");
     moved_.note_migrations(find_vmstat(vmstat, "pgmigrate_success").value_or(0));

@@ -1,7 +1,9 @@
 // LockedFloor: the mandatory part of the balloon. Its pages stay mapped and mlock'ed, so reclaim
 // never takes them; locking does not stop compaction from moving them, so it remembers the frame of
-// each (4 bytes a page), by which MovedPages finds those that moved. Single-threaded, owned by the
-// inflater.
+// each (4 bytes a page), by which MovedPages finds those that moved. Its pages are single ones, in
+// a part of the file that never holds folios (Pipeline asks for those of the evictable part only):
+// a floor may be cut at any page, and no folio is ever locked in part, which would keep all 2 MiB
+// of it. Single-threaded, owned by the inflater.
 #pragma once
 
 #include <cstdint>

@@ -17,17 +17,20 @@ class Recorder {
 
   Recorder(vmkit::Vm& vm, Mode& mode) : vm_(vm), mode_(mode) {}
 
-  /// One step: records until `more()` says no.
+  /// One step: records until `more()` says no. The samples lie kPeriod apart whatever the steps do:
+  /// one taken at the very beginning of each step would count the one moment at which nothing can
+  /// have followed yet.
   template <class More>
   void record(double working_set_mib, More more) {
     const auto begin = Clock::now();
-    do {
-      take_sample(working_set_mib, begin);
-      // In small pieces: the end of a step must be seen when it comes.
-      while (Clock::now() < next_ && more()) {
+    while (more()) {
+      if (Clock::now() < next_) {
+        // In small pieces: the end of a step must be seen when it comes.
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      } else {
+        take_sample(working_set_mib, begin);
       }
-    } while (more());
+    }
     ++step_;
   }
   void record_for(double working_set_mib, Clock::duration length) {

@@ -51,13 +51,26 @@ void ColdCacheThread::update(const BalloonView& balloon, std::uint64_t activity)
     const bool is_short = balloon.free <= balloon.reserve + ColdCache::kShort;
     const bool was_short = balloon_.free <= balloon_.reserve + ColdCache::kShort;
     balloon_ = balloon;
-    stirred_ = activity - std::exchange(activity_, activity) >= kActive;
-    if (!stirred_ && wants == wanted && is_short == was_short) {
+    const bool active = activity - std::exchange(activity_, activity) >= kActive;
+    stirred_ = stirred_ || active;
+    const bool released = sees_release(balloon);
+    if (!active && !released && wants == wanted && is_short == was_short) {
       return;
     }
     news_ = true;
   }
   changed_.notify_one();
+}
+
+bool ColdCacheThread::sees_release(const BalloonView& balloon) {
+  // What nothing but the balloon has: only memory that was given up makes it more. What the thread
+  // frees itself does too, which is no news to it.
+  const Bytes spare = balloon.free + balloon.resident;
+  const bool released = spare >= least_spare_ + Bytes::pages(ColdCache::kReleased);
+  if (released || spare < least_spare_ || published_.state == CacheState::evicting) {
+    least_spare_ = spare;
+  }
+  return released && published_.state != CacheState::evicting;
 }
 
 void ColdCacheThread::set_mode(CacheMode mode) {

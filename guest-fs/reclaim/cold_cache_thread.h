@@ -29,7 +29,8 @@ class ColdCacheThread {
   ColdCacheThread(const ColdCacheThread&) = delete;
   ColdCacheThread& operator=(const ColdCacheThread&) = delete;
 
-  /// The inflater's once-a-second news; `activity` as in CacheNumbers.
+  /// The inflater's news, once a second or more often; `activity` as in CacheNumbers. Memory that
+  /// programs have just given up is looked into at once: it is when cache becomes cold.
   void update(const BalloonView& balloon, std::uint64_t activity);
   void set_mode(CacheMode mode);
   void set_epoch(std::uint64_t epoch);
@@ -39,6 +40,7 @@ class ColdCacheThread {
 
  private:
   void run();
+  [[nodiscard]] bool sees_release(const BalloonView& balloon);
 
   const std::unique_ptr<CacheKernel> kernel_;
   const std::function<void()> on_progress_;
@@ -51,6 +53,7 @@ class ColdCacheThread {
   bool stirred_ = false;
   bool stop_ = false;
   std::uint64_t activity_ = 0;
+  Bytes least_spare_;  // free memory and balloon, the least since the last release
   std::optional<CacheMode> mode_wanted_;
   std::optional<std::uint64_t> epoch_wanted_;
   Bytes purge_wanted_;

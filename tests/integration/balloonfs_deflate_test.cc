@@ -12,18 +12,8 @@ namespace {
 
 constexpr long kMib = 1 << 20;
 
-class BalloonfsDeflate : public ::testing::Test {
+class BalloonfsDeflate : public BalloonfsTest {
  protected:
-  void SetUp() override {
-    if (const std::string why = why_no_balloonfs(); !why.empty()) {
-      GTEST_SKIP() << why;
-    }
-  }
-  void TearDown() override {
-    if (HasFailure()) {
-      std::cout << "--- balloonfs said:\n" << mount_.output() << mount_.stats();
-    }
-  }
   void start(const std::string& options, Bytes target) {
     host_.set_limits({target, Bytes(0)});
     ASSERT_TRUE(mount_.start(mount_.channel() + "," + options));
@@ -35,7 +25,6 @@ class BalloonfsDeflate : public ::testing::Test {
     });
   }
 
-  BalloonMount mount_;
   FakeHost host_{mount_.socket()};
 };
 

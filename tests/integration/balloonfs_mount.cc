@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <sstream>
 #include <system_error>
 #include <thread>
@@ -186,6 +187,18 @@ pid_t BalloonMount::child(const std::string& name) const {
 
 bool BalloonMount::is_mounted() const {
   return read_all("/proc/self/mountinfo").find(" " + mount_point() + " ") != std::string::npos;
+}
+
+void BalloonfsTest::SetUp() {
+  if (const std::string why = why_no_balloonfs(); !why.empty()) {
+    GTEST_SKIP() << why;
+  }
+}
+
+void BalloonfsTest::TearDown() {
+  if (HasFailure()) {
+    std::cout << "--- balloonfs said:\n" << mount_.output() << mount_.stats();
+  }
 }
 
 }  // namespace fileballoon::test

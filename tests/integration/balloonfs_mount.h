@@ -2,6 +2,7 @@
 // files. The destructor ends the processes, unmounts and removes everything, whatever the test did.
 #pragma once
 
+#include <gtest/gtest.h>
 #include <sys/types.h>
 
 #include <string>
@@ -57,6 +58,16 @@ class BalloonMount {
  private:
   std::string folder_;
   pid_t pid_ = 0;
+};
+
+/// A test with a balloonfs: skipped where the machine has none, and what the agent said is shown
+/// where the test failed.
+class BalloonfsTest : public ::testing::Test {
+ protected:
+  void SetUp() override;
+  void TearDown() override;
+
+  BalloonMount mount_;
 };
 
 }  // namespace fileballoon::test

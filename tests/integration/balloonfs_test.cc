@@ -24,18 +24,8 @@ namespace {
 
 constexpr long kMib = 1 << 20;
 
-class Balloonfs : public ::testing::Test {
+class Balloonfs : public BalloonfsTest {
  protected:
-  void SetUp() override {
-    if (const std::string why = why_no_balloonfs(); !why.empty()) {
-      GTEST_SKIP() << why;
-    }
-  }
-  void TearDown() override {
-    if (HasFailure()) {
-      std::cout << "--- balloonfs said:\n" << mount_.output() << mount_.stats();
-    }
-  }
   [[nodiscard]] bool resident(long low_mib, long high_mib) {
     return host_.wait_for([&] {
       const long bytes = mount_.number("resident_bytes");
@@ -43,7 +33,6 @@ class Balloonfs : public ::testing::Test {
     });
   }
 
-  BalloonMount mount_;
   FakeHost host_{mount_.socket()};
 };
 

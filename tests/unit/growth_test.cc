@@ -104,6 +104,17 @@ TEST(Growth, LeavesTheReserveFree) {
   EXPECT_EQ(growth.decide(sample, kLimits, kStart).reason, GrowthReason::below_reserve);
 }
 
+TEST(Growth, InAGuestThatWorksFreeMemoryIsLookedForSoonAndAtRestOnceASecond) {
+  Growth growth(kBatch);
+  GuestSample sample = roomy();
+  sample.free = sample.reserve;
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart).wait, seconds(1));
+  growth.note_work(kStart);
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart + seconds(2)).wait, milliseconds(100));
+  EXPECT_EQ(growth.decide(sample, kLimits, kStart + seconds(3)).wait, seconds(1))
+      << "a guest that has come to rest is woken as before";
+}
+
 TEST(Growth, TheLastFewPagesNeedNotFillAWakeUp) {
   Growth growth(kBatch);
   GuestSample sample = roomy(9997);

@@ -79,12 +79,17 @@ TEST(Series, SurvivesItsResultFile) {
   EXPECT_ANY_THROW((void)series_from_json({{"time_s", {1.0}}}));
 }
 
-TEST(WorkingSet, GrowsAsTheWorkloadSaysAndFallsAtOnce) {
-  const std::vector<Grown> grown{{0.5, 150}, {1.0, 250}, {1.5, 300}};
+TEST(WorkingSet, GrowsAndFallsAsTheWorkloadSays) {
+  const std::vector<InUse> grown{{0.5, 150}, {1.0, 250}, {1.5, 300}};
   EXPECT_DOUBLE_EQ(working_set_at(0, 100, 300, grown), 100);
   EXPECT_DOUBLE_EQ(working_set_at(0.25, 100, 300, grown), 125);
   EXPECT_DOUBLE_EQ(working_set_at(1.25, 100, 300, grown), 275);
   EXPECT_DOUBLE_EQ(working_set_at(9, 100, 300, grown), 300);
+  const std::vector<InUse> given{{0, 200}, {1, 100}};
+  EXPECT_DOUBLE_EQ(working_set_at(0, 300, 100, given), 200)
+      << "files are not read any more at once";
+  EXPECT_DOUBLE_EQ(working_set_at(0.5, 300, 100, given), 150);
+  EXPECT_DOUBLE_EQ(working_set_at(2, 300, 100, given), 100);
   EXPECT_DOUBLE_EQ(working_set_at(0, 300, 100, {}), 100);
 }
 

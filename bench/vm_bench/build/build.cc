@@ -7,16 +7,13 @@
 #include <optional>
 
 #include "bench/vm_bench/build/build_root.h"
-#include "bench/vm_bench/measure.h"
-#include "bench/vm_bench/recorder.h"
+#include "bench/vm_bench/recorded_run.h"
 #include "bench/vm_bench/scenario.h"
 #include "bench/vm_bench/series_statistics.h"
 
 namespace fileballoon::bench {
 namespace {
 
-constexpr auto kIdle = std::chrono::seconds(10);
-constexpr double kIdleMeasured = 2;
 /// What remains is looked at this long after the end.
 constexpr auto kAfter = std::chrono::seconds(10);
 constexpr const char* kMountPoint = "/mnt/disk";
@@ -59,26 +56,16 @@ Row Build::measure(const std::string& mode_name, const std::string& /*variant*/,
   if (!root_) root_ = std::make_unique<BuildRoot>();
   const vmkit::TempDir dir("bench-build-disk");
   root_->make_image(dir.file("disk.img"));
-  const Stage stage = boot_for(mode_name, settings, dir.file("disk.img"));
-  vmkit::Vm& vm = *stage.vm;
-  Mode& mode = *stage.mode;
-  vm.guest().shell(std::string("mkdir -p ") + kMountPoint + " && mount -t ext4 /dev/vda " +
-                   kMountPoint + " && mount -t devtmpfs dev " + kMountPoint + "/dev");
-  if (mode.takes_target()) {
-    mode.request(mode.yields_by_reclaim() ? settings.memory
-                                          : Bytes(settings.memory.count() / kFixedShare));
-  }
-  Recorder recorder(vm, mode);
-  recorder.record_for(0, kIdle);
-
-  const std::uint64_t read_before = vm.guest().vmstat("pgpgin");
-  const std::uint64_t oom_before = vm.oom_kills();
-  CpuMeter cpu(vm, mode);
+  RecordedRun run(mode_name, settings, dir.file("disk.img"),
+                  std::string("mkdir -p ") + kMountPoint + " && mount -t ext4 /dev/vda " +
+                      kMountPoint + " && mount -t devtmpfs dev " + kMountPoint + "/dev",
+                  Bytes(settings.memory.count() / kFixedShare));
+  run.begin();
   const auto start = Recorder::Clock::now();
-  const auto ticket = vm.guest().start("run", {{"command", BuildRoot::command(kMountPoint)}});
+  const auto ticket = run.vm().guest().start("run", {{"command", BuildRoot::command(kMountPoint)}});
   std::optional<vmkit::GuestClient::Object> answer;
-  recorder.record(0, [&] {
-    if (!answer) answer = vm.guest().take(ticket);
+  run.recorder().record(0, [&] {
+    if (!answer) answer = run.vm().guest().take(ticket);
     return !answer;
   });
   const double completion = std::chrono::duration<double>(Recorder::Clock::now() - start).count();
@@ -86,27 +73,17 @@ Row Build::measure(const std::string& mode_name, const std::string& /*variant*/,
     throw std::runtime_error("the build failed in the guest: " +
                              std::string(answer->at("output").as_string()));
   }
-  const CpuMeter::Reading used = cpu.read();
-  const std::uint64_t read = vm.guest().vmstat("pgpgin") - read_before;  // counted in KiB
-  const std::uint64_t kills = vm.oom_kills() - oom_before;
-  recorder.record_for(0, kAfter);
+  run.end();
+  run.recorder().record_for(0, kAfter);
 
-  const Series& series = recorder.series();
-  const double idle = idle_footprint(series, kIdleMeasured);
+  const Series& series = run.recorder().series();
   Row row{{"mode", mode_name}};
-  row["gib_min"] = area_gib_s(series) / 60;
+  run.describe(row);
+  row["gib_min"] = row.at("gib_s").to_number<double>() / 60;
   row["peak_mib"] = peak_footprint(series);
-  row["idle_mib"] = idle;
-  row["residual_mib"] = series.back().footprint_mib - idle;
+  row["residual_mib"] = series.back().footprint_mib - row.at("idle_mib").to_number<double>();
   row["completion_s"] = completion;
   row["completion_to_none"] = nullptr;
-  row["disk_read_mib"] = static_cast<double>(read) / 1024;
-  row["guest_cpu_s"] = used.guest_s;
-  row["agent_cpu_s"] = used.agent_s;
-  row["host_cpu_s"] = used.host_s();
-  row["oom_kills"] = kills;
-  row["yielded_pages"] = mode.yielded_pages();
-  row["series"] = to_json(series);
   return row;
 }
 

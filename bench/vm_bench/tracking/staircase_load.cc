@@ -39,15 +39,15 @@ StaircaseLoad::Result StaircaseLoad::run(const Step& step, Recorder& recorder) {
     if (!answer) answer = vm_.guest().take(ticket);
     return !answer;
   });
-  std::vector<Grown> grown;
-  for (const auto& point : answer->at("grown").as_array()) {
-    grown.push_back(
+  std::vector<InUse> points;
+  for (const auto& point : answer->at("in_use").as_array()) {
+    points.push_back(
         {point.at(0).to_number<double>(), Bytes(point.at(1).to_number<std::uint64_t>()).as_mib()});
   }
   const auto after = static_cast<double>(step.mib);
   for (std::size_t i = first; i < recorder.series().size(); ++i) {
     Sample& sample = recorder.series()[i];
-    sample.working_set_mib = working_set_at(sample.in_step_s, now_mib_, after, grown);
+    sample.working_set_mib = working_set_at(sample.in_step_s, now_mib_, after, points);
   }
   now_mib_ = after;
   return {answer->at("seconds").to_number<double>(),

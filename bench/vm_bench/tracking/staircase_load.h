@@ -1,7 +1,7 @@
 // StaircaseLoad: the workload of the tracking scenario, driven from the host. Its working set goes
-// up and down by known steps; it says itself how much of a larger set it has in use at each moment,
-// since memory takes time to be filled. Each step is a fixed amount of work, so what a mode costs
-// the workload shows in its completion time.
+// up and down by known steps; it says itself how much it has in use at each moment, since memory
+// takes time to be filled and to be given back. Each step is a fixed amount of work, so what a mode
+// costs the workload shows in its completion time.
 #pragma once
 
 #include <cstdint>
@@ -23,15 +23,16 @@ struct Step {
 /// on the machine of docs/benchmarks.md.
 [[nodiscard]] std::vector<Step> make_steps(const std::vector<std::uint64_t>& mib, double seconds);
 
-/// When a growing working set reached which size, as the workload saw it.
-struct Grown {
+/// When a working set that changes had which size, as the workload saw it.
+struct InUse {
   double in_step_s = 0;
   double mib = 0;
 };
-/// The set in use `in_step_s` seconds into a step from `before_mib` to `after_mib`: a smaller set
-/// is in use at once, a larger one as far as `grown` says, linear between two of its points.
+/// The set in use `in_step_s` seconds into a step from `before_mib` to `after_mib`, as `points`
+/// say: filling and giving back take the workload time. Linear between two of them, `after_mib`
+/// after the last.
 [[nodiscard]] double working_set_at(double in_step_s, double before_mib, double after_mib,
-                                    const std::vector<Grown>& grown);
+                                    const std::vector<InUse>& points);
 
 class StaircaseLoad {
  public:

@@ -20,10 +20,9 @@ std::vector<Step> make_steps(const std::vector<std::uint64_t>& mib, double secon
 }
 
 double working_set_at(double in_step_s, double before_mib, double after_mib,
-                      const std::vector<Grown>& grown) {
-  if (after_mib <= before_mib) return after_mib;
-  Grown last{0, before_mib};
-  for (const Grown& point : grown) {
+                      const std::vector<InUse>& points) {
+  InUse last{0, before_mib};
+  for (const InUse& point : points) {
     if (in_step_s < point.in_step_s) {
       const double share = (in_step_s - last.in_step_s) / (point.in_step_s - last.in_step_s);
       return last.mib + share * (point.mib - last.mib);

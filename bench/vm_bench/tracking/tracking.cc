@@ -10,8 +10,7 @@
 #include <memory>
 
 #include "bench/vm_bench/disk_image.h"
-#include "bench/vm_bench/measure.h"
-#include "bench/vm_bench/recorder.h"
+#include "bench/vm_bench/recorded_run.h"
 #include "bench/vm_bench/scenario.h"
 #include "bench/vm_bench/series_statistics.h"
 #include "bench/vm_bench/tracking/picture.h"
@@ -20,9 +19,6 @@
 namespace fileballoon::bench {
 namespace {
 
-/// The guest alone, before the workload; what it occupies at the end of that is its idle footprint.
-constexpr auto kIdle = std::chrono::seconds(10);
-constexpr double kIdleMeasured = 2;
 /// After the workload has ended: one more step down.
 constexpr auto kAfter = std::chrono::seconds(12);
 /// The time that a mode has to follow a step, for the fields named ..._settled.
@@ -67,7 +63,7 @@ class Tracking final : public Scenario {
 };
 
 void describe(Row& row, const Series& series) {
-  const double idle = idle_footprint(series, kIdleMeasured);
+  const double idle = row.at("idle_mib").to_number<double>();
   const Line all = fit(series, 0);
   const Line settled = fit(series, kSettle);
   const std::vector<double> settle = settle_times(series, idle, kSettledMib);
@@ -76,9 +72,7 @@ void describe(Row& row, const Series& series) {
   row["slope_settled"] = settled.slope;
   row["r2_settled"] = settled.r2;
   row["mean_excess_mib"] = mean_excess(series, idle);
-  row["gib_s"] = area_gib_s(series);
   row["settle_down_s"] = settle.empty() ? 0 : *std::max_element(settle.begin(), settle.end());
-  row["idle_mib"] = idle;
 }
 
 Row Tracking::measure(const std::string& mode_name, const std::string& /*variant*/,
@@ -86,52 +80,34 @@ Row Tracking::measure(const std::string& mode_name, const std::string& /*variant
   const std::vector<Step> steps = make_steps(settings.steps, settings.step_seconds);
   const std::uint64_t largest = *std::max_element(settings.steps.begin(), settings.steps.end());
   if (!disk_) disk_ = StaircaseLoad::make_disk(steps);
-  const Stage stage = boot_for(mode_name, settings, disk_->path());
-  vmkit::Vm& vm = *stage.vm;
-  Mode& mode = *stage.mode;
-  vm.guest().shell("mkdir -p /mnt/disk && mount -t ext4 -o ro /dev/vda /mnt/disk");
-  if (mode.takes_target()) {
-    // An upper limit may be all there is; a balloon that does not yield must leave room.
-    mode.request(mode.yields_by_reclaim() ? settings.memory
-                                          : settings.memory - Bytes::mib(largest) - kFixedRoom);
-  }
-  Recorder recorder(vm, mode);
-  recorder.record_for(0, kIdle);
-
-  StaircaseLoad load(vm, largest);
-  const std::uint64_t read_before = vm.guest().vmstat("pgpgin");
-  const std::uint64_t oom_before = vm.oom_kills();
-  CpuMeter cpu(vm, mode);
+  RecordedRun run(mode_name, settings, disk_->path(),
+                  "mkdir -p /mnt/disk && mount -t ext4 -o ro /dev/vda /mnt/disk",
+                  settings.memory - Bytes::mib(largest) - kFixedRoom);
+  StaircaseLoad load(run.vm(), largest);
+  run.begin();
   std::uint64_t errors = 0;
   double completion = 0;
   double longest = 0;
   boost::json::array step_seconds;
   for (const Step& step : steps) {
-    const StaircaseLoad::Result done = load.run(step, recorder);
+    const StaircaseLoad::Result done = load.run(step, run.recorder());
     errors += done.errors;
     completion += done.seconds;
     longest = std::max(longest, done.longest_pass_s);
     step_seconds.emplace_back(done.seconds);
   }
-  const CpuMeter::Reading used = cpu.read();
-  const std::uint64_t read = vm.guest().vmstat("pgpgin") - read_before;  // counted in KiB
+  run.end();
   load.end();
-  recorder.record_for(0, kAfter);
+  run.recorder().record_for(0, kAfter);
 
   Row row{{"mode", mode_name}};
-  describe(row, recorder.series());
+  run.describe(row);
+  describe(row, run.recorder().series());
   row["completion_s"] = completion;
   row["completion_to_none"] = nullptr;
   row["longest_pass_s"] = longest;
-  row["disk_read_mib"] = static_cast<double>(read) / 1024;
-  row["guest_cpu_s"] = used.guest_s;
-  row["agent_cpu_s"] = used.agent_s;
-  row["host_cpu_s"] = used.host_s();
   row["pattern_errors"] = errors;
-  row["oom_kills"] = vm.oom_kills() - oom_before;
-  row["yielded_pages"] = mode.yielded_pages();
   row["step_seconds"] = std::move(step_seconds);
-  row["series"] = to_json(recorder.series());
   return row;
 }
 

@@ -24,24 +24,29 @@ constexpr std::size_t kReadSize = std::size_t{256} << 10;
 /// Work beside memory in each pass, so that a pass is not memory traffic alone: about 0.15 s of a
 /// CPU under TCG.
 constexpr std::uint64_t kComputeSteps = 40'000'000;
-/// How finely the growth of the set is told.
-constexpr std::uint64_t kGrownPiece = std::uint64_t{8} << 20;
+/// How finely the set's growing and shrinking is told.
+constexpr std::uint64_t kPiece = std::uint64_t{8} << 20;
 
 double since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// What of a growing working set is in use already, and since when.
-class Grown {
+/// What of a working set that changes is in use at which moment.
+class InUse {
  public:
-  explicit Grown(std::uint64_t in_use) : in_use_(in_use) {}
+  explicit InUse(std::uint64_t in_use) : in_use_(in_use) {}
   void add(std::uint64_t bytes) {
     in_use_ += bytes;
-    points_.push_back(boost::json::array{since(start_), in_use_});
+    note();
+  }
+  void remove(std::uint64_t bytes) {
+    in_use_ -= bytes;
+    note();
   }
   [[nodiscard]] boost::json::array take() { return std::move(points_); }
 
  private:
+  void note() { points_.push_back(boost::json::array{since(start_), in_use_}); }
   Clock::time_point start_ = Clock::now();
   std::uint64_t in_use_;
   boost::json::array points_;
@@ -77,12 +82,12 @@ class File {
     return errors;
   }
   /// The first read of [from, to), which was not part of the set before.
-  std::uint64_t grow(std::uint64_t from, std::uint64_t to, Grown& grown) {
+  std::uint64_t grow(std::uint64_t from, std::uint64_t to, InUse& in_use) {
     std::uint64_t errors = 0;
-    for (std::uint64_t at = from; at < to; at += kGrownPiece) {
-      const std::uint64_t length = std::min(kGrownPiece, to - at);
+    for (std::uint64_t at = from; at < to; at += kPiece) {
+      const std::uint64_t length = std::min(kPiece, to - at);
       errors += read(at, length);
-      grown.add(length);
+      in_use.add(length);
     }
     return errors;
   }
@@ -104,17 +109,21 @@ class Anonymous {
     words_ = static_cast<std::uint64_t*>(memory);
   }
 
-  void resize(std::uint64_t pages, Grown& grown) {
+  void resize(std::uint64_t pages, InUse& in_use) {
     std::uint64_t told = pages_;
     for (std::uint64_t page = pages_; page < pages; ++page) {
       fill_page(words_ + page * kWordsPerPage, kAnonymousSeed, page);
-      if (page + 1 == pages || (page + 1 - told) * kPage >= kGrownPiece) {
-        grown.add((page + 1 - told) * kPage);
+      if (page + 1 == pages || (page + 1 - told) * kPage >= kPiece) {
+        in_use.add((page + 1 - told) * kPage);
         told = page + 1;
       }
     }
-    if (pages < pages_) {
-      madvise(words_ + pages * kWordsPerPage, (pages_ - pages) * kPage, MADV_DONTNEED);
+    // In pieces as well, since giving memory back takes the kernel time.
+    while (pages < pages_) {
+      const std::uint64_t piece = std::min(pages_ - pages, kPiece / kPage);
+      pages_ -= piece;
+      madvise(words_ + pages_ * kWordsPerPage, piece * kPage, MADV_DONTNEED);
+      in_use.remove(piece * kPage);
     }
     pages_ = pages;
   }
@@ -162,9 +171,12 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
       continue;
     }
     const auto start = Clock::now();
-    Grown grown(2 * half_before);
-    anonymous.resize(half / kPage, grown);
-    std::uint64_t errors = hot.grow(half_before, half, grown);
+    InUse in_use(2 * half_before);
+    if (half < half_before) {
+      in_use.remove(half_before - half);  // what is not read any more is not in use
+    }
+    anonymous.resize(half / kPage, in_use);
+    std::uint64_t errors = hot.grow(half_before, half, in_use);
     half_before = half;
     double longest = 0;
     for (std::uint64_t pass = 0; pass < passes; ++pass) {
@@ -181,7 +193,7 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
     port.reply({{"seconds", since(start)},
                 {"errors", errors},
                 {"longest_pass_s", longest},
-                {"grown", grown.take()}});
+                {"in_use", in_use.take()}});
   }
 }
 
