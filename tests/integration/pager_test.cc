@@ -21,7 +21,27 @@
 #include "tests/integration/uffd_own_memory.h"
 #include "tests/unit/store_pages.h"
 #include "uffd/pager/pager_service.h"
+#include "uffd/pager/paging_host.h"
 #include "uffd/pager/tier_store.h"
+
+// Failures on order, by the linker's --wrap.
+namespace {
+std::atomic<bool> g_no_memory{false};
+}
+extern "C" {
+void* __real_realloc(void* old, std::size_t size);
+ssize_t __real_pwrite(int fd, const void* data, std::size_t size, off_t at);
+void* __wrap_realloc(void* old, std::size_t size) {
+  return g_no_memory ? nullptr : __real_realloc(old, size);
+}
+ssize_t __wrap_pwrite(int fd, const void* data, std::size_t size, off_t at) {
+  if (g_no_memory) {
+    errno = ENOMEM;
+    return -1;
+  }
+  return __real_pwrite(fd, data, size, at);
+}
+}
 
 namespace fileballoon {
 namespace {
@@ -54,11 +74,11 @@ class PagerTest : public ::testing::Test {
   }
 
   void start(std::unique_ptr<PageStore> store, Bytes size = Bytes::mib(32),
-             Resolver resolver = Resolver::zeropage) {
+             Resolver resolver = Resolver::zeropage, Pager::Options paging = {}) {
     OwnMemoryOptions options;
     options.size = size;
     memory_ = std::make_unique<OwnMemory>(options);
-    pager_ = Pager::create(memory_->ram(), std::move(store)).value();
+    pager_ = Pager::create(memory_->ram(), std::move(store), paging).value();
     FaultEngine::Options engine;
     engine.resolver = resolver;
     engine_ = std::make_unique<FaultEngine>(memory_->ram(), engine, pager_.get());
@@ -172,6 +192,44 @@ TEST_F(PagerTest, MemoryGoesOutToATierAndComesBack) {
   EXPECT_EQ(footprint().count(), 0U);
   EXPECT_EQ(wrong_pages(), 0U);
   EXPECT_TRUE(store_empties());
+}
+
+// The moment at which a host pages out is the moment at which it has no memory.
+TEST_F(PagerTest, APageThatCannotBeEnteredInTheBookStaysInMemory) {
+  start(compressed());
+  fill();
+  g_no_memory = true;
+  const PageWriter::Outcome outcome = out(0, 1024);
+  g_no_memory = false;
+  EXPECT_EQ(outcome.stored, 0U);
+  EXPECT_EQ(memory_->ram().frames(0).run(0, 1024, FrameState::backed), 1024U);
+  EXPECT_EQ(pager_->stats().store.pages, 0U) << "a copy that nobody will ask for";
+  EXPECT_EQ(wrong_pages(), 0U) << "the only copy was thrown away";
+  EXPECT_EQ(out(0, 1024).stored, 1024U) << "there is memory again";
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+// What a dead keeper leaves behind: a thread that touches its memory waits, and is not given zeros.
+TEST_F(PagerTest, MemoryLeftRegisteredIsNotAnsweredByTheKernel) {
+  start(compressed());
+  fill();
+  ASSERT_EQ(out(0, 512).stored, 512U);
+  UniqueFd guard(::fcntl(memory_->ram().shards()[0].fd(), F_DUPFD_CLOEXEC, 0));
+  engine_.reset();
+  pager_.reset();
+  std::byte* page = memory_->page(7);
+  memory_->ram().leave_registered();
+  memory_->close_ram();
+  std::atomic<bool> answered{false};
+  std::thread guest([&] {
+    (void)*reinterpret_cast<volatile std::uint64_t*>(page);
+    answered = true;
+  });
+  pollfd polled{guard.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&polled, 1, 2000), 1) << "nobody was asked for the page";
+  EXPECT_FALSE(answered);
+  guard.reset();
+  guest.join();
 }
 
 TEST_F(PagerTest, ZeroPagesAreDiscardedAndNotStored) {
@@ -326,6 +384,44 @@ TEST_F(PagerTest, ADamagedPageIsPoisonedAndNeverZeroOrStale) {
   EXPECT_EQ(all[0].page, 17U);
   EXPECT_EQ(all[0].status, StoreStatus::corrupt);
   EXPECT_THAT(to_string(all[0]), HasSubstr("page 17"));
+}
+
+// Linux before 6.6: the thread waits. It must not cost a CPU and a log, and no detach may turn the
+// page into zeros.
+TEST_F(PagerTest, WithoutPoisonALostPageIsToldOnceAndHeldBackForGood) {
+  Pager::Options options;
+  options.poison = false;
+  start(file(), Bytes::mib(2), Resolver::zeropage, options);
+  fill();
+  ASSERT_EQ(out(0, 64).stored, 64U);
+  const int disk = static_cast<FileStore&>(pager_->store()).file().fd();
+  const auto at = static_cast<off_t>((StoreFile::kContentStart + Bytes::pages(17)).count());
+  const std::string path = "/proc/self/fd/" + std::to_string(disk);
+  const UniqueFd fd(::open(path.c_str(), O_RDWR));
+  std::array<char, 8> good{};
+  ASSERT_EQ(::pread(fd.get(), good.data(), good.size(), at), 8);
+  ASSERT_EQ(::pwrite(fd.get(), "damaged!", 8, at), 8);
+  ASSERT_EQ(::fsync(fd.get()), 0);
+  std::atomic<bool> went_on{false};
+  std::thread guest([&] {
+    (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(17));
+    went_on = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_FALSE(went_on);
+  EXPECT_LE(pager_->stats().faults, 2U) << "the disk is read again and again";
+  EXPECT_EQ(pager_->stats().lost_pages, 1U);
+  const auto all = events();
+  ASSERT_EQ(all.size(), 1U) << "told once";
+  EXPECT_THAT(to_string(all[0]), HasSubstr("cannot poison"));
+  const Pager::Progress end = pager_->page_in_all([](const auto&) { return true; });
+  EXPECT_EQ(end.lost, 0U) << "counted as dealt with: the keeper would leave, and zeros come";
+  EXPECT_EQ(pager_->stats().paged_pages, 1U);
+  // A disk that comes back gives it after all.
+  ASSERT_EQ(::pwrite(fd.get(), good.data(), good.size(), at), 8);
+  ASSERT_EQ(::fsync(fd.get()), 0);
+  guest.join();
+  EXPECT_EQ(wrong_pages(), 0U);
 }
 
 TEST_F(PagerTest, AFileThatLostItsEndPoisonsAndGoesOn) {
@@ -495,6 +591,33 @@ TEST_F(PagerTest, ACeilingThatAFullStoreCannotKeepOpensAndTheGuestGoesOn) {
   EXPECT_EQ(wrong_pages(), 0U);
 }
 
+// A keeper that cannot see what is in use must say so, and not that the VM is gone.
+TEST_F(PagerTest, LockedMemoryIsRefusedByNameAndStopsPageOutWithItsReason) {
+  start(compressed());
+  fill();
+  ASSERT_EQ(::mlock(memory_->base(), 1 << 20), 0);
+  const auto refused =
+      AccessTracker::create(memory_->ram(), ::getpid(), pager_->all_ages(), AccessMethod::unmap);
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message, HasSubstr("mem-lock=on"));
+  ASSERT_EQ(::munlock(memory_->base(), 1 << 20), 0);
+  PagerService::Options options;
+  options.look_interval = std::chrono::milliseconds(20);
+  options.retry = std::chrono::milliseconds(100);
+  serve(options);
+  ASSERT_EQ(::mlock(memory_->base(), 1 << 20), 0);  // behind its back
+  service_->set_goal(Bytes(0));
+  ASSERT_TRUE(within(std::chrono::seconds(10), [&] {
+    return service_->status().state == PagerService::State::stopped;
+  })) << to_string(service_->status().state);
+  EXPECT_EQ(service_->status().stop_reason, StoreStatus::unseen);
+  const auto all = events();
+  ASSERT_EQ(all.size(), 1U);
+  EXPECT_THAT(to_string(all[0]), HasSubstr("CAP_SYS_NICE"));
+  ASSERT_EQ(::munlock(memory_->base(), 1 << 20), 0);
+  EXPECT_TRUE(within(std::chrono::seconds(10), [&] { return pager_->stats().paged_out > 0; }));
+}
+
 class TrackerTest : public PagerTest, public ::testing::WithParamInterface<AccessMethod> {};
 INSTANTIATE_TEST_SUITE_P(Method, TrackerTest,
                          ::testing::Values(AccessMethod::unmap, AccessMethod::write_protect),
@@ -507,7 +630,7 @@ TEST_P(TrackerTest, PagesInUseAreYoungAndOthersGrowOld) {
   fill();
   auto tracker =
       AccessTracker::create(memory_->ram(), ::getpid(), pager_->all_ages(), GetParam()).value();
-  ASSERT_TRUE(tracker.look().complete);
+  ASSERT_EQ(tracker.look().error, 0);
   for (int i = 0; i < 3; ++i) {
     for (std::uint64_t page = 1000; page < 1100; ++page) {
       *reinterpret_cast<volatile std::uint64_t*>(memory_->page(page) + 64) = page;
@@ -516,7 +639,7 @@ TEST_P(TrackerTest, PagesInUseAreYoungAndOthersGrowOld) {
       (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(page));
     }
     const AccessTracker::Look look = tracker.look();
-    ASSERT_TRUE(look.complete);
+    ASSERT_EQ(look.error, 0);
     EXPECT_GE(look.accessed, 100U);
     EXPECT_LT(look.accessed, 800U) << "fault-around or huge pages blur the picture";
   }
@@ -578,6 +701,49 @@ TEST_F(PagerTest, StaysWithinItsMemoryBounds) {
   EXPECT_LE(pager_->stats().metadata.count(), 16 * all + fixed);
   RecordProperty("bytes_per_paged_page",
                  std::to_string((pager_->stats().metadata.count() - fixed) / all));
+}
+
+// A keeper that gives no answer for two seconds is killed as one that hangs, and started again:
+// while a disk is slow it must answer.
+TEST_F(PagerTest, AStoreThatIsSlowToOpenIsWaitedForWithoutHoldingUpTheKeeper) {
+  start(compressed());
+  std::atomic<bool> disk_is_there{false};
+  for (const bool throws : {false, true}) {
+    disk_is_there = false;
+    faultd::PagingHost host(
+        memory_->ram(), ::getpid(), directory_ + "/keeper",
+        [&](WatchedRam&, pid_t, const PagingOptions&) -> Result<std::unique_ptr<Paging>> {
+          while (!disk_is_there) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          }
+          if (throws) {
+            throw std::runtime_error("the disk is damaged");
+          }
+          return Error{"the disk is damaged"};
+        });
+    faultd::PagingRequest request;
+    auto reply = std::make_unique<faultd::PagingReply>();
+    const auto ask = [&](faultd::PagingVerb verb) {
+      request.verb = verb;
+      *reply = {};
+      host.answer(request, *reply);
+    };
+    ask(faultd::PagingVerb::start);  // without the thread of its own, this is where it ends
+    EXPECT_EQ(reply->ok, 1U);
+    ask(faultd::PagingVerb::status);
+    EXPECT_EQ(reply->starting, 1U);
+    EXPECT_EQ(reply->active, 0U);
+    ask(faultd::PagingVerb::start);
+    EXPECT_THAT(reply->message.data(), HasSubstr("being opened"));
+    EXPECT_FALSE(host.leave()) << "it would take the memory from under the opener";
+    disk_is_there = true;
+    ASSERT_TRUE(within(std::chrono::seconds(5), [&] {
+      ask(faultd::PagingVerb::status);
+      return reply->starting == 0;
+    }));
+    EXPECT_THAT(reply->message.data(), HasSubstr("the disk is damaged"));
+    EXPECT_TRUE(host.leave());
+  }
 }
 
 TEST_F(PagerTest, PrivateMemoryIsRefusedByName) {

@@ -96,6 +96,7 @@ class OwnMemory {
   [[nodiscard]] bool huge() const { return huge_; }
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] WatchedRam& ram() { return *ram_; }
+  void close_ram() { ram_.reset(); }
 
  private:
   static constexpr std::uintptr_t kHuge = 2 << 20;

@@ -82,6 +82,7 @@ class PagerService {
   void step(std::unique_lock<std::mutex>& lock);
   enum class Zeros { first, as_they_come };
   [[nodiscard]] State page_out(Bytes excess, unsigned min_age, Zeros zeros);
+  [[nodiscard]] std::optional<State> look();
   [[nodiscard]] State make_room(Bytes excess);
   void enforce_ceiling(State state);
   /// Whether a piece more may be brought back unasked.
