@@ -23,6 +23,25 @@
 #include "uffd/pager/pager_service.h"
 #include "uffd/pager/tier_store.h"
 
+// Failures on order, by the linker's --wrap.
+namespace {
+std::atomic<bool> g_no_memory{false};
+}
+extern "C" {
+void* __real_realloc(void* old, std::size_t size);
+ssize_t __real_pwrite(int fd, const void* data, std::size_t size, off_t at);
+void* __wrap_realloc(void* old, std::size_t size) {
+  return g_no_memory ? nullptr : __real_realloc(old, size);
+}
+ssize_t __wrap_pwrite(int fd, const void* data, std::size_t size, off_t at) {
+  if (g_no_memory) {
+    errno = ENOMEM;
+    return -1;
+  }
+  return __real_pwrite(fd, data, size, at);
+}
+}
+
 namespace fileballoon {
 namespace {
 
@@ -172,6 +191,44 @@ TEST_F(PagerTest, MemoryGoesOutToATierAndComesBack) {
   EXPECT_EQ(footprint().count(), 0U);
   EXPECT_EQ(wrong_pages(), 0U);
   EXPECT_TRUE(store_empties());
+}
+
+// The moment at which a host pages out is the moment at which it has no memory.
+TEST_F(PagerTest, APageThatCannotBeEnteredInTheBookStaysInMemory) {
+  start(compressed());
+  fill();
+  g_no_memory = true;
+  const PageWriter::Outcome outcome = out(0, 1024);
+  g_no_memory = false;
+  EXPECT_EQ(outcome.stored, 0U);
+  EXPECT_EQ(memory_->ram().frames(0).run(0, 1024, FrameState::backed), 1024U);
+  EXPECT_EQ(pager_->stats().store.pages, 0U) << "a copy that nobody will ask for";
+  EXPECT_EQ(wrong_pages(), 0U) << "the only copy was thrown away";
+  EXPECT_EQ(out(0, 1024).stored, 1024U) << "there is memory again";
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+// What a dead keeper leaves behind: a thread that touches its memory waits, and is not given zeros.
+TEST_F(PagerTest, MemoryLeftRegisteredIsNotAnsweredByTheKernel) {
+  start(compressed());
+  fill();
+  ASSERT_EQ(out(0, 512).stored, 512U);
+  UniqueFd guard(::fcntl(memory_->ram().shards()[0].fd(), F_DUPFD_CLOEXEC, 0));
+  engine_.reset();
+  pager_.reset();
+  std::byte* page = memory_->page(7);
+  memory_->ram().leave_registered();
+  memory_->close_ram();
+  std::atomic<bool> answered{false};
+  std::thread guest([&] {
+    (void)*reinterpret_cast<volatile std::uint64_t*>(page);
+    answered = true;
+  });
+  pollfd polled{guard.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&polled, 1, 2000), 1) << "nobody was asked for the page";
+  EXPECT_FALSE(answered);
+  guard.reset();
+  guest.join();
 }
 
 TEST_F(PagerTest, ZeroPagesAreDiscardedAndNotStored) {

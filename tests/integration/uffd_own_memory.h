@@ -85,6 +85,7 @@ class OwnMemory {
   }
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] WatchedRam& ram() { return *ram_; }
+  void close_ram() { ram_.reset(); }
 
  private:
   Bytes size_;

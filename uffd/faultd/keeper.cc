@@ -2,10 +2,12 @@
 
 #include <poll.h>
 #include <sys/stat.h>
+#include <syslog.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <exception>
 
 #include "uffd/faultd/packet_socket.h"
 
@@ -16,6 +18,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr UffdFeatures kRequired =
     UffdFeature::missing_shmem | UffdFeature::wp_hugetlbfs_shmem | UffdFeature::pagefault_wp;
+// Pause after an exception: memory does not come back in microseconds.
+constexpr int kAfterError = 20;  // ms
 constexpr std::size_t kMaxClients = 16;
 // Refaulted ranges kept for a client that does not ask: 24 bytes each.
 constexpr std::size_t kMaxBacklog = 16384;
@@ -90,62 +94,86 @@ Result<void> Keeper::listen(const std::string& path) {
 
 std::string Keeper::serve(int stop_fd) {
   std::string reason;
+  std::string trouble;
   while (reason.empty()) {
-    if (!leaving_.empty() && paging_->leave()) {
-      reason = leaving_;
-      break;
-    }
-    std::vector<pollfd> polled = {{leaving_.empty() ? stop_fd : -1, POLLIN, 0},
-                                  {ram_.process().pidfd.get(), POLLIN, 0},
-                                  {listener_.get(), POLLIN, 0}};
-    const bool waited = std::any_of(clients_.begin(), clients_.end(),
-                                    [](const Client& c) { return c.waits != Client::Wait::none; });
-    polled.push_back({waited ? engine_->deflation_fd() : -1, POLLIN, 0});
-    const std::size_t first_client = polled.size();
-    for (const Client& client : clients_) {
-      polled.push_back({client.fd.get(), POLLIN, 0});
-    }
-    // The timeout bounds how late a waiting client's own timeout and a dead reader are seen.
-    (void)::poll(polled.data(), polled.size(), waited || !leaving_.empty() ? 20 : 500);
-    if (polled[1].revents != 0) {
-      reason = ram_.process().label() + " has exited";
-      break;
-    }
-    if (polled[0].revents != 0 && leaving_.empty()) {
-      leaving_ = "told to stop";
-    }
-    if (!engine_->serving()) {
-      reason = "the userfaultfd of " + ram_.process().label() + " cannot be read any more";
-      break;
-    }
-    const std::size_t known = clients_.size();
-    if (polled[2].revents != 0) {
-      accept_client();
-    }
-    if (waited) {
-      take_refaults();
-    }
-    for (std::size_t i = known; i-- > 0;) {
-      Next next = Next::keep;
-      if ((polled[first_client + i].revents & (POLLIN | POLLHUP | POLLERR)) != 0) {
-        next = handle(clients_[i]);
+    try {
+      reason = step(stop_fd);
+    } catch (const std::exception& error) {
+      // Ending would leave the guest without what is paged out. Said once a kind.
+      if (trouble != error.what()) {
+        trouble = error.what();
+        ::syslog(LOG_ERR, "goes on after an error: %s", error.what());
       }
-      if (next == Next::keep && clients_[i].waits != Client::Wait::none &&
-          !answer_wait(clients_[i], Clock::now() >= clients_[i].wait_until)) {
-        next = Next::drop;
-      }
-      if (next == Next::detach && leaving_.empty()) {
-        leaving_ = "detached";
-      }
-      if (next != Next::keep) {
-        clients_.erase(clients_.begin() + static_cast<std::ptrdiff_t>(i));
-      }
+      (void)::poll(nullptr, 0, kAfterError);
     }
   }
   if (!path_.empty()) {
     ::unlink(path_.c_str());
   }
   return reason;
+}
+
+// One round of waiting and answering. Returns why the keeper ends, or nothing.
+std::string Keeper::step(int stop_fd) {
+  if (!leaving_.empty() && paging_->leave()) {
+    return leaving_;
+  }
+  std::vector<pollfd> polled = {{leaving_.empty() ? stop_fd : -1, POLLIN, 0},
+                                {ram_.process().pidfd.get(), POLLIN, 0},
+                                {listener_.get(), POLLIN, 0}};
+  const bool waited = std::any_of(clients_.begin(), clients_.end(),
+                                  [](const Client& c) { return c.waits != Client::Wait::none; });
+  polled.push_back({waited ? engine_->deflation_fd() : -1, POLLIN, 0});
+  const std::size_t first_client = polled.size();
+  for (const Client& client : clients_) {
+    polled.push_back({client.fd.get(), POLLIN, 0});
+  }
+  // The timeout bounds how late a waiting client's own timeout and a dead reader are seen.
+  (void)::poll(polled.data(), polled.size(), waited || !leaving_.empty() ? 20 : 500);
+  if (polled[1].revents != 0) {
+    return ram_.process().label() + " has exited";
+  }
+  if (polled[0].revents != 0 && leaving_.empty()) {
+    leaving_ = "told to stop";
+  }
+  if (!engine_->serving() && leaving_.empty()) {
+    // What is paged out comes back without faults.
+    leaving_ = "the userfaultfd of " + ram_.process().label() + " cannot be read any more";
+  }
+  const std::size_t known = clients_.size();
+  if (polled[2].revents != 0) {
+    accept_client();
+  }
+  if (waited) {
+    take_refaults();
+  }
+  for (std::size_t i = known; i-- > 0;) {
+    Next next = Next::keep;
+    if ((polled[first_client + i].revents & (POLLIN | POLLHUP | POLLERR)) != 0) {
+      next = handle_safely(clients_[i]);
+    }
+    if (next == Next::keep && clients_[i].waits != Client::Wait::none &&
+        !answer_wait(clients_[i], Clock::now() >= clients_[i].wait_until)) {
+      next = Next::drop;
+    }
+    if (next == Next::detach && leaving_.empty()) {
+      leaving_ = "detached";
+    }
+    if (next != Next::keep) {
+      clients_.erase(clients_.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+  return {};
+}
+
+// A client whose request cannot be met for want of memory hears so by being disconnected.
+Keeper::Next Keeper::handle_safely(Client& client) {
+  try {
+    return handle(client);
+  } catch (const std::exception& error) {
+    ::syslog(LOG_ERR, "a request failed: %s", error.what());
+    return Next::drop;
+  }
 }
 
 void Keeper::accept_client() {

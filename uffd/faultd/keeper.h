@@ -34,7 +34,8 @@ class Keeper {
   [[nodiscard]] Result<void> listen(const std::string& path);
 
   /// Serves until the VM ends, a client says detach, `stop_fd` becomes readable, or the engine can
-  /// serve no more. Returns the reason. Removes the socket.
+  /// serve no more; but for the first, brings back what is paged out before. Being short of memory
+  /// or threads makes it try again, not end. Returns the reason. Removes the socket.
   [[nodiscard]] std::string serve(int stop_fd);
 
   [[nodiscard]] const GuestRam& ram() const { return ram_; }
@@ -50,8 +51,10 @@ class Keeper {
   enum class Next { keep, drop, detach };
 
   Keeper(GuestRam ram, const Options& options) : ram_(std::move(ram)), options_(options) {}
+  [[nodiscard]] std::string step(int stop_fd);
   void accept_client();
   [[nodiscard]] Next handle(Client& client);
+  [[nodiscard]] Next handle_safely(Client& client);
   void take_refaults();
   [[nodiscard]] bool answer_wait(Client& client, bool timed_out);
   [[nodiscard]] bool reply_hello(const Client& client) const;

@@ -153,11 +153,11 @@ void PageWriter::commit(std::uint32_t object, Outcome& outcome) {
       const std::uint64_t page = run.first + i;
       const std::size_t at = run.at + i;
       const bool guarded = frames.state(page) == FrameState::guarded;
-      if (guarded && goes(fate_[at])) {
+      if (guarded && ready_to_go(object, page, at)) {
         // As many as go together, with one punch.
         std::uint32_t count = 1;
-        while (i + count < run.count && goes(fate_[at + count]) &&
-               frames.state(page + count) == FrameState::guarded) {
+        while (i + count < run.count && frames.state(page + count) == FrameState::guarded &&
+               ready_to_go(object, page + count, at + count)) {
           ++count;
         }
         commit_run(object, {page, count, at}, outcome);
@@ -181,6 +181,15 @@ void PageWriter::commit(std::uint32_t object, Outcome& outcome) {
   }
 }
 
+// In the book before it is gone from memory: what cannot be entered stays where it is.
+bool PageWriter::ready_to_go(std::uint32_t object, std::uint64_t page, std::size_t at) {
+  if (fate_[at] == Fate::stored && !pager_.enter(pager_.key_of(object, page), slot_[at])) {
+    drop(at);
+    fate_[at] = Fate::keep;
+  }
+  return goes(fate_[at]);
+}
+
 void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outcome) {
   WatchedRam& ram = pager_.ram();
   FrameMap& frames = ram.frames(object);
@@ -197,23 +206,26 @@ void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outco
     const std::size_t at = run.at + i;
     const bool left =
         any_left && backed_pages(fd, {HostOffset(page * kPageSize), Bytes::pages(1)}) > 0;
-    bool gone = !left;
-    if (gone && fate_[at] == Fate::stored) {
-      gone = pager_.enter(pager_.key_of(object, page), slot_[at]);
-    }
-    if (gone) {
+    if (!left) {
       frames.set(page, 1, fate_[at] == Fate::zero ? FrameState::absent : FrameState::paged);
       ++(fate_[at] == Fate::zero ? outcome.zero : outcome.stored);
       continue;
     }
     // Put back from our copy, before anybody can look: readers of the page wait for our lock only
     // where it is a hole, which is why create() refuses memory with huge pages.
-    outcome.huge_page = outcome.huge_page || left;
-    (void)!::pwrite(fd, buffer_.page(at), kPageSize, static_cast<off_t>(page * kPageSize));
-    if (fate_[at] == Fate::stored) {
-      drop(at);
+    outcome.huge_page = true;
+    const bool back = ::pwrite(fd, buffer_.page(at), kPageSize,
+                               static_cast<off_t>(page * kPageSize)) == kPageSize;
+    if (fate_[at] == Fate::zero || back) {
+      if (fate_[at] == Fate::stored) {
+        pager_.withdraw(pager_.key_of(object, page));
+      }
+      frames.set(page, 1, FrameState::backed);
+      continue;
     }
-    frames.set(page, 1, FrameState::backed);
+    // The copy in the store is all there is: it stays, for page_in_all() to try again.
+    frames.set(page, 1, FrameState::paged);
+    ++outcome.stored;
   }
   // Whoever was caught writing goes on: into a fault that the engine answers with the content.
   unprotect(object, run.first, run.count);

@@ -52,6 +52,7 @@ class PageWriter {
   [[nodiscard]] bool read(int fd, const Run& run);
   void store(std::uint32_t object, Outcome& outcome);
   void commit(std::uint32_t object, Outcome& outcome);
+  [[nodiscard]] bool ready_to_go(std::uint32_t object, std::uint64_t page, std::size_t at);
   void commit_run(std::uint32_t object, const Run& run, Outcome& outcome);
   void unprotect(std::uint32_t object, std::uint64_t first, std::uint64_t count);
   void drop(std::size_t at);

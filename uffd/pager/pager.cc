@@ -150,12 +150,17 @@ void Pager::filled(std::uint32_t object, std::uint64_t first, std::uint32_t coun
 }
 
 void Pager::forget(PageKey key) {
-  if (const Slot slot = table_->find(key); slot.valid()) {
-    table_->erase(key);
-    store_->free(slot);
-    counters_.paged.fetch_sub(1, std::memory_order_relaxed);
+  if (table_->find(key).valid()) {
+    withdraw(key);
     counters_.paged_in.fetch_add(1, std::memory_order_relaxed);
   }
+}
+
+void Pager::withdraw(PageKey key) {
+  const Slot slot = table_->find(key);
+  table_->erase(key);
+  store_->free(slot);
+  counters_.paged.fetch_sub(1, std::memory_order_relaxed);
 }
 
 bool Pager::enter(PageKey key, Slot slot) {

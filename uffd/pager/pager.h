@@ -87,8 +87,11 @@ class Pager final : public PageSource, public SlotOwner {
   [[nodiscard]] PageKey key_of(std::uint32_t object, std::uint64_t page) const {
     return PageKey{static_cast<std::uint32_t>(first_key_[object] + page)};
   }
-  /// Enters a page that was punched; drops what was stored for it before. False without memory.
+  /// Enters a page that is about to be punched; drops what was stored for it before. False without
+  /// memory.
   [[nodiscard]] bool enter(PageKey key, Slot slot);
+  /// Takes that back, and drops what is stored: the page stays in memory.
+  void withdraw(PageKey key);
 
   struct Counters {
     std::atomic<std::uint64_t> paged{0}, paged_out{0}, zero{0}, paged_in{0}, faults{0},

@@ -1,6 +1,7 @@
 #include "uffd/pager/paging.h"
 
 #include <exception>
+#include <system_error>
 
 #include "uffd/pager/tier_store.h"
 
@@ -82,33 +83,42 @@ Paging::~Paging() {
   }
 }
 
-void Paging::begin_detach() {
+Result<void> Paging::begin_detach() {
   const std::lock_guard guard(mutex_);
   if (detach_.started) {
-    return;
+    return {};
+  }
+  try {
+    detacher_ = std::thread([this] { bring_back(); });
+  } catch (const std::system_error& error) {
+    return Error{std::string("cannot start the thread that brings paged-out frames back (limits of "
+                             "processes or of memory: RLIMIT_NPROC, TasksMax, RLIMIT_AS): ") +
+                 error.what()};
   }
   detach_.started = true;
-  detacher_ = std::thread([this] {
-    const auto tell = [this](const Pager::Progress& progress) {
-      const std::lock_guard lock(mutex_);
-      detach_.progress = progress;
-      return !give_up_;
-    };
-    Pager::Progress end = service_->detach(tell);
-    // A host without memory for it leaves pages in the store. Who waits for the end may take the
-    // store away, so it has not come before they are all back, or known to be lost.
-    Pager::Progress before;
-    while (!give_up_ && pager_->stats().paged_pages > end.lost) {
-      std::this_thread::sleep_for(kDetachRetry);
-      before.done += end.done - end.lost;
-      end = pager_->page_in_all([&](const Pager::Progress& progress) {
-        return tell({before.done + progress.done, before.done + progress.total, progress.lost});
-      });
-    }
+  return {};
+}
+
+void Paging::bring_back() {
+  const auto tell = [this](const Pager::Progress& progress) {
     const std::lock_guard lock(mutex_);
-    detach_.progress = {before.done + end.done, before.done + end.total, end.lost};
-    detach_.finished = true;
-  });
+    detach_.progress = progress;
+    return !give_up_;
+  };
+  Pager::Progress end = service_->detach(tell);
+  // A host without memory for it leaves pages in the store. Who waits for the end may take the
+  // store away, so it has not come before they are all back, or known to be lost.
+  Pager::Progress before;
+  while (!give_up_ && pager_->stats().paged_pages > end.lost) {
+    std::this_thread::sleep_for(kDetachRetry);
+    before.done += end.done - end.lost;
+    end = pager_->page_in_all([&](const Pager::Progress& progress) {
+      return tell({before.done + progress.done, before.done + progress.total, progress.lost});
+    });
+  }
+  const std::lock_guard lock(mutex_);
+  detach_.progress = {before.done + end.done, before.done + end.total, end.lost};
+  detach_.finished = true;
 }
 
 Paging::Detach Paging::detach_state() const {
@@ -117,7 +127,7 @@ Paging::Detach Paging::detach_state() const {
 }
 
 Pager::Progress Paging::detach() {
-  begin_detach();
+  (void)begin_detach().value();
   if (detacher_.joinable()) {
     detacher_.join();
   }

@@ -47,8 +47,8 @@ class Paging {
   [[nodiscard]] PagerService::Status status() const { return service_->status(); }
 
   /// Starts to bring everything back in a thread of its own; at once if that has been started
-  /// already. Paging out is over for good.
-  void begin_detach();
+  /// already. Paging out is over for good. Fails, changing nothing, where no thread can be had.
+  Result<void> begin_detach();
   /// Where that is.
   struct Detach {
     bool started = false;
@@ -56,11 +56,12 @@ class Paging {
     Pager::Progress progress;
   };
   [[nodiscard]] Detach detach_state() const;
-  /// begin_detach(), and waits for its end.
+  /// begin_detach(), and waits for its end. Throws std::runtime_error where no thread can be had.
   Pager::Progress detach();
 
  private:
   Paging() = default;
+  void bring_back();
 
   std::shared_ptr<WriteBudget> budget_;
   std::unique_ptr<Pager> pager_;

@@ -23,16 +23,18 @@ void put_text(const std::string& text, std::array<char, N>& field) {
 
 }  // namespace
 
-PagingHost::~PagingHost() { unmark(); }
+PagingHost::~PagingHost() {
+  if (guard_) {
+    ram_.leave_registered();  // or the guest would read zeros in place of what is paged out
+    guard_.reset();
+  }
+  unmark();
+}
 
 void PagingHost::unmark() {
   if (marked_) {
     ::unlink(paging_marker(socket_).c_str());
     marked_ = false;
-  }
-  if (guard_) {
-    guard_->dismiss();
-    guard_.reset();
   }
 }
 
@@ -56,7 +58,7 @@ void PagingHost::answer(const PagingRequest& request, PagingReply& reply) {
   } else if (request.verb == PagingVerb::set_limit) {
     paging_->set_limit(Bytes(request.goal));
   } else if (request.verb == PagingVerb::page_in) {
-    paging_->begin_detach();
+    done = paging_->begin_detach();
   } else {
     done = Error{"unknown paging request"};
   }
@@ -107,10 +109,13 @@ bool PagingHost::leave() {
   if (!paging_) {
     return true;
   }
-  paging_->begin_detach();
-  const Paging::Detach detach = paging_->detach_state();
-  if (!detach.finished) {
+  // Without a thread for it: the next call tries again.
+  if (!paging_->begin_detach() || !paging_->detach_state().finished) {
     return false;
+  }
+  if (guard_) {
+    guard_->dismiss();
+    guard_.reset();
   }
   unmark();
   return true;

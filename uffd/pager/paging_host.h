@@ -21,7 +21,8 @@ class PagingHost {
       : ram_(ram), pid_(pid), socket_(std::move(socket)) {}
   PagingHost(const PagingHost&) = delete;
   PagingHost& operator=(const PagingHost&) = delete;
-  /// Removes the marker and dismisses the guard: the VM is gone, or all is back.
+  /// Removes the marker. A guard that leave() has not dismissed sees that its keeper ends: it stops
+  /// the VM, unless that is gone.
   ~PagingHost();
 
   /// For the fault engine; must be destroyed after it.
