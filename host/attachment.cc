@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "host/channel_socket.h"
@@ -10,6 +12,9 @@
 
 namespace fileballoon::host {
 namespace {
+
+/// A monitor that is free answers in milliseconds; one that is busy must not hold up a restart.
+constexpr std::chrono::milliseconds kAskAgainTimeout{500};
 
 std::vector<BackingId> ids_of(const GuestRam& ram) {
   std::vector<BackingId> ids;
@@ -19,30 +24,58 @@ std::vector<BackingId> ids_of(const GuestRam& ram) {
   return ids;
 }
 
-/// The layout, by the surest way there is; adds what the operator should know to `warnings`.
-Result<RamLayout> find_layout(const VmSpec& spec, const GuestRam& ram,
-                              std::vector<std::string>& warnings) {
+/// What else uses this RAM; refuses what makes even a discard unsafe.
+Result<RamSharers> check_sharers(QmpClient& qmp) {
+  Result<RamSharers> sharers = find_ram_sharers(qmp);
+  if (sharers && !sharers->assigned_devices.empty()) {
+    return Error{fmt::format(
+        "the VM has an assigned device ({}): the device keeps using pages that a discard has "
+        "replaced, which would corrupt the guest; detach the device first",
+        sharers->assigned_devices.front())};
+  }
+  return sharers;
+}
+
+/// The layout, by the surest way there is; adds what the operator should know.
+Result<RamLayout> find_layout(const VmSpec& spec, const GuestRam& ram, Attachment& attachment) {
+  std::vector<std::string>& warnings = attachment.known.warnings;
   if (spec.qmp.empty()) {
     warnings.push_back(
-        "no --qmp given: other discarders of this RAM and assigned devices cannot be seen");
+        "no --qmp given: other discarders of this RAM, assigned devices, and what must not be "
+        "paged (vhost-user, drives with O_DIRECT) cannot be seen");
     return identity_layout(ram.backings());
   }
   Result<QmpClient> qmp = QmpClient::connect(spec.qmp);
   if (!qmp) {
     return qmp.error();
   }
-  const Result<RamSharers> sharers = find_ram_sharers(*qmp);
+  Result<RamSharers> sharers = check_sharers(*qmp);
   if (!sharers) {
     return sharers.error();
   }
-  if (!sharers->assigned_devices.empty()) {
-    return Error{fmt::format(
-        "the VM has an assigned device ('{}', VFIO): the device keeps using pages that a discard "
-        "has replaced, which would corrupt the guest; detach the device first",
-        sharers->assigned_devices.front())};
-  }
   warnings.insert(warnings.end(), sharers->warnings.begin(), sharers->warnings.end());
+  attachment.paging_hazards = std::move(sharers->paging_hazards);
   return layout_from_qmp(*qmp, ram.backings());
+}
+
+/// The layout of before a restart. Devices may have been plugged in meanwhile; a monitor that does
+/// not answer now is no reason to leave the VM alone.
+Result<RamLayout> known_layout(const VmSpec& spec, const KnownVm& known, Attachment& attachment) {
+  attachment.known.warnings = known.warnings;
+  if (Result<QmpClient> qmp = spec.qmp.empty() ? Result<QmpClient>(Error{""})
+                                               : QmpClient::connect(spec.qmp, kAskAgainTimeout)) {
+    const Result<RamSharers> sharers = find_ram_sharers(*qmp);
+    if (sharers) {
+      for (const std::string& device : sharers->assigned_devices) {
+        return Error{fmt::format(
+            "the VM has an assigned device now ({}): the device keeps using pages that a discard "
+            "has replaced, which would corrupt the guest; detach the device first",
+            device)};
+      }
+      attachment.paging_hazards = sharers->paging_hazards;
+    }
+  }
+  return RamLayout::create(known.segments);
 }
 
 }  // namespace
@@ -67,16 +100,13 @@ Result<Attachment> attach_vm(const VmSpec& spec, const std::optional<KnownVm>& k
   }
 
   const bool is_known = known && known->backings == attachment.known.backings;
-  Result<RamLayout> layout = is_known ? RamLayout::create(known->segments)
-                                      : find_layout(spec, *ram, attachment.known.warnings);
+  Result<RamLayout> layout =
+      is_known ? known_layout(spec, *known, attachment) : find_layout(spec, *ram, attachment);
   if (!layout) {
     return layout.error();
   }
   attachment.layout = std::move(*layout);
   attachment.known.segments = attachment.layout.segments();
-  if (is_known) {
-    attachment.known.warnings = known->warnings;
-  }
 
   Result<UniqueFd> channel = connect_channel(spec.channel);
   if (!channel) {

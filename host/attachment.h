@@ -41,6 +41,9 @@ struct Attachment {
   UniqueFd pidfd;
   std::unique_ptr<RamOwner> ram;
   RamLayout layout;
+  bool was_known = false;  ///< found again after a restart
+  /// Why frames of this VM must not be paged out: sentences, each with its remedy.
+  std::vector<std::string> paging_hazards;
   UniqueFd channel;  ///< connected
 };
 

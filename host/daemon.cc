@@ -274,8 +274,14 @@ void Daemon::check_free(const VmSpec& spec) const {
 
 std::shared_ptr<Vm> Daemon::adopt(Attachment attachment, Vm::Wanted wanted, std::string_view how) {
   const std::string name = attachment.spec.name;
+  // A VM that is found again with a store may have frames in it already.
+  const bool may_be_paged = attachment.was_known && wanted.settings.store.has_store();
   if (!wanted.settings.store.has_store()) {
     wanted.settings.store = config_.store;
+  }
+  if (!attachment.paging_hazards.empty() && wanted.settings.store.has_store() && !may_be_paged) {
+    wanted.settings.store = {};  // ballooned, and not paged
+    attachment.known.warnings.push_back("not paged: " + attachment.paging_hazards.front());
   }
   auto vm =
       std::make_shared<Vm>(control_, pools_, events_, std::move(attachment), wanted,
@@ -371,6 +377,9 @@ asio::awaitable<std::string> Daemon::make_store(const Attachment& attachment,
   const std::string socket = attachment.ram->keeper_socket();
   if (socket.empty()) {
     co_return "a store for paged-out frames needs --refault uffd";
+  }
+  if (!attachment.paging_hazards.empty()) {
+    co_return attachment.paging_hazards.front();
   }
   const auto options = paging_options(store, attachment.spec.name, config_.budget_dir);
   auto start = [socket, options] { return start_paging(socket, options); };

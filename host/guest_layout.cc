@@ -211,6 +211,81 @@ Result<RamLayout> identity_layout(std::span<const Backing> backings) {
   return RamLayout::create(std::move(segments));
 }
 
+void add_sharing_devices(const boost::json::value& qom_list, RamSharers& sharers) {
+  if (!qom_list.is_array()) {
+    return;
+  }
+  for (const boost::json::value& item : qom_list.get_array()) {
+    if (!item.is_object()) {
+      continue;
+    }
+    const std::string type = string_of(item.get_object(), "type");
+    const std::string id = string_of(item.get_object(), "name");
+    if (type.starts_with("child<virtio-mem")) {
+      sharers.warnings.push_back(fmt::format(
+          "device '{}' (virtio-mem) plugs and unplugs RAM of the same guest; RAM that it adds "
+          "after this attach is not ballooned",
+          id));
+    } else if (type.starts_with("child<vfio-")) {
+      sharers.assigned_devices.push_back(fmt::format("'{}', VFIO", id));
+    } else if (type.starts_with("child<vhost-vdpa")) {
+      sharers.assigned_devices.push_back(fmt::format("'{}', vDPA", id));
+    } else if (type.starts_with("child<vhost-user")) {
+      sharers.paging_hazards.push_back(fmt::format(
+          "device '{}' (vhost-user) is served by another process, which maps guest RAM itself: "
+          "what "
+          "it writes to paged-out frames would be lost; remove the device, or attach without a "
+          "store",
+          id));
+    }
+  }
+}
+
+// " \ net0: index=0,type=vhost-user,chardev" a line
+void add_sharing_netdevs(std::string_view info_network, RamSharers& sharers) {
+  for (std::size_t at = 0; at < info_network.size();) {
+    const std::size_t end = std::min(info_network.find('\n', at), info_network.size());
+    const std::string_view line = info_network.substr(at, end - at);
+    at = end + 1;
+    const std::size_t first = line.find_first_not_of(" \\");
+    if (first == std::string_view::npos) {
+      continue;
+    }
+    const std::string_view id = line.substr(first, line.find(':', first) - first);
+    if (line.find("type=vhost-vdpa") != std::string_view::npos) {
+      sharers.assigned_devices.push_back(fmt::format("netdev '{}', vDPA", id));
+    } else if (line.find("type=vhost-user") != std::string_view::npos) {
+      sharers.paging_hazards.push_back(fmt::format(
+          "netdev '{}' (vhost-user) is served by another process, which maps guest RAM itself: "
+          "what "
+          "it writes to paged-out frames would be lost; use a tap with vhost=on instead, or attach "
+          "without a store",
+          id));
+    }
+  }
+}
+
+void add_direct_drives(const boost::json::value& block_nodes, RamSharers& sharers) {
+  if (!block_nodes.is_array()) {
+    return;
+  }
+  for (const boost::json::value& item : block_nodes.get_array()) {
+    const auto* node = item.if_object();
+    const auto* cache = node != nullptr ? node->if_contains("cache") : nullptr;
+    const auto* direct = cache != nullptr && cache->is_object()
+                             ? cache->get_object().if_contains("direct")
+                             : nullptr;
+    if (direct != nullptr && direct->is_bool() && direct->get_bool()) {
+      sharers.paging_hazards.push_back(fmt::format(
+          "drive node '{}' ({}) uses O_DIRECT: a read in flight writes to frames past the page "
+          "tables, and would be lost where its frame is paged out meanwhile; use cache=writeback "
+          "(cache.direct=off), or attach without a store",
+          string_of(*node, "node-name"), string_of(*node, "file")));
+      return;  // one is enough to say it
+    }
+  }
+}
+
 Result<RamSharers> find_ram_sharers(QmpClient& qmp) {
   RamSharers sharers;
   for (const char* path : {"/machine/peripheral", "/machine/peripheral-anon"}) {
@@ -236,16 +311,20 @@ Result<RamSharers> find_ram_sharers(QmpClient& qmp) {
             "device '{}' (virtio-balloon{}) discards the same RAM: nothing is lost, but footprint "
             "is then not ours alone; leave its target at full RAM or remove it",
             id, reports ? " with free page reporting" : ""));
-      } else if (type.starts_with("child<virtio-mem")) {
-        sharers.warnings.push_back(fmt::format(
-            "device '{}' (virtio-mem) plugs and unplugs RAM of the same guest; RAM that it adds "
-            "after this attach is not ballooned",
-            id));
-      } else if (type.starts_with("child<vfio-")) {
-        sharers.assigned_devices.push_back(id);
       }
     }
+    add_sharing_devices(*reply, sharers);
   }
+  const Result<std::string> network = qmp.human("info network");
+  if (!network) {
+    return network.error();
+  }
+  add_sharing_netdevs(*network, sharers);
+  const Result<boost::json::value> nodes = qmp.execute("query-named-block-nodes");
+  if (!nodes) {
+    return nodes.error();
+  }
+  add_direct_drives(*nodes, sharers);
   return sharers;
 }
 

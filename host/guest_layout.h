@@ -60,9 +60,21 @@ struct PlacedRam {
 struct RamSharers {
   /// Each a sentence for the operator: QEMU's own balloon, free page reporting, virtio-mem.
   std::vector<std::string> warnings;
-  /// Ids of assigned devices (VFIO): they hold DMA addresses of pages that a discard would replace.
+  /// Assigned devices (VFIO, vDPA), as sentence parts that name them: they hold DMA addresses of
+  /// pages that a discard would replace.
   std::vector<std::string> assigned_devices;
+  /// Sentences, each with its remedy: what writes to guest RAM unseen by a userfaultfd, so that a
+  /// frame that is being paged out would lose it. A discard is safe: the guest uses none of what it
+  /// discards.
+  std::vector<std::string> paging_hazards;
 };
+
+/// What QMP `qom-list` of a device container says about sharers (devices with a property of their
+/// own, the balloon, are told by `find_ram_sharers`), HMP `info network` and QMP
+/// `query-named-block-nodes`.
+void add_sharing_devices(const boost::json::value& qom_list, RamSharers& sharers);
+void add_sharing_netdevs(std::string_view info_network, RamSharers& sharers);
+void add_direct_drives(const boost::json::value& block_nodes, RamSharers& sharers);
 
 [[nodiscard]] Result<RamSharers> find_ram_sharers(QmpClient& qmp);
 

@@ -5,6 +5,8 @@
 #include <signal.h>
 #include <sys/prctl.h>
 
+#include <fstream>
+
 #include "daemon_fixture.h"
 #include "host/attachment.h"
 #include "host/qmp_client.h"
@@ -159,6 +161,30 @@ TEST_F(DaemonQemu, QemusOwnBalloonIsNamed) {
   ASSERT_TRUE(attached) << attached.error().message;
   EXPECT_THAT(attached->known.warnings,
               ElementsAre(AllOf(HasSubstr("'oldballoon'"), HasSubstr("free page reporting"))));
+}
+
+// Both would lose what a device writes to a frame that is being paged out.
+TEST_F(DaemonQemu, AStoreIsRefusedForAVmWithADirectDriveAndTheRestIsNot) {
+  const std::string disk = path("disk.img");
+  std::ofstream(disk) << std::string(1 << 20, '\0');
+  auto machine = one_backend("q35", "256M");
+  machine.insert(machine.end(), {"-drive", "if=none,id=d0,format=raw,cache=none,file=" + disk});
+  boot(machine);
+  const auto attached = attach_vm(spec);
+  ASSERT_TRUE(attached) << attached.error().message;
+  EXPECT_THAT(attached->paging_hazards,
+              ElementsAre(AllOf(HasSubstr("O_DIRECT"), HasSubstr(disk), HasSubstr("writeback"))));
+}
+
+TEST_F(DaemonQemu, AStoreIsNotRefusedForAVmWithACachedDrive) {
+  const std::string disk = path("disk.img");
+  std::ofstream(disk) << std::string(1 << 20, '\0');
+  auto machine = one_backend("q35", "256M");
+  machine.insert(machine.end(), {"-drive", "if=none,id=d0,format=raw,file=" + disk});
+  boot(machine);
+  const auto attached = attach_vm(spec);
+  ASSERT_TRUE(attached) << attached.error().message;
+  EXPECT_THAT(attached->paging_hazards, IsEmpty());
 }
 
 TEST_F(DaemonQemu, ABusyMonitorIsNamedAndNotNeededAfterARestart) {

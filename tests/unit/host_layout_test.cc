@@ -14,7 +14,10 @@
 namespace fileballoon::host {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 constexpr std::uint64_t kMiB = 1 << 20;
 constexpr std::uint64_t kGiB = 1 << 30;
@@ -215,6 +218,55 @@ TEST(Qmp, HostAddressesAreRead) {
   const auto none = parse_gpa2hva("No memory is mapped at address 0x80000000\r\n");
   ASSERT_FALSE(none);
   EXPECT_THAT(none.error().message, HasSubstr("No memory is mapped"));
+}
+
+// Devices and back ends whose writes to guest RAM no userfaultfd sees. As QEMU 7.2 prints them.
+TEST(Sharers, DevicesThatWriteUnseenForbidPaging) {
+  RamSharers sharers;
+  add_sharing_devices(boost::json::parse(R"([
+      {"name": "type", "type": "string"},
+      {"name": "fs0", "type": "child<vhost-user-fs-pci>"},
+      {"name": "disk0", "type": "child<virtio-blk-pci>"},
+      {"name": "vsock0", "type": "child<vhost-vsock-pci>"}])"),
+                      sharers);
+  EXPECT_THAT(sharers.assigned_devices, IsEmpty());
+  EXPECT_THAT(sharers.paging_hazards,
+              ElementsAre(AllOf(HasSubstr("'fs0' (vhost-user)"), HasSubstr("without a store"))));
+}
+
+TEST(Sharers, AssignedDevicesForbidEvenDiscards) {
+  RamSharers sharers;
+  add_sharing_devices(boost::json::parse(R"([
+      {"name": "gpu", "type": "child<vfio-pci>"},
+      {"name": "v0", "type": "child<vhost-vdpa-device-pci>"}])"),
+                      sharers);
+  EXPECT_THAT(sharers.assigned_devices, ElementsAre("'gpu', VFIO", "'v0', vDPA"));
+}
+
+TEST(Sharers, NetworkBackEndsAreFound) {
+  RamSharers sharers;
+  add_sharing_netdevs(
+      "virtio-net-pci.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n"
+      " \\ user0: index=0,type=user,net=10.0.2.0,restrict=off\r\n"
+      "virtio-net-pci.1: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:57\r\n"
+      " \\ ovs0: index=0,type=vhost-user,info=socket\r\n"
+      "vd0: index=0,type=vhost-vdpa\r\n",
+      sharers);
+  EXPECT_THAT(sharers.paging_hazards, ElementsAre(HasSubstr("netdev 'ovs0' (vhost-user)")));
+  EXPECT_THAT(sharers.assigned_devices, ElementsAre("netdev 'vd0', vDPA"));
+}
+
+TEST(Sharers, DirectDrivesForbidPagingAndCachedOnesDoNot) {
+  RamSharers sharers;
+  add_direct_drives(boost::json::parse(R"([{"node-name": "n0", "file": "/a",
+      "cache": {"direct": false, "no-flush": false, "writeback": true}}])"),
+                    sharers);
+  EXPECT_THAT(sharers.paging_hazards, IsEmpty());
+  add_direct_drives(boost::json::parse(R"([{"node-name": "n1", "file": "/b.img",
+      "cache": {"direct": true, "no-flush": false, "writeback": true}}])"),
+                    sharers);
+  EXPECT_THAT(sharers.paging_hazards,
+              ElementsAre(AllOf(HasSubstr("'n1' (/b.img)"), HasSubstr("cache=writeback"))));
 }
 
 }  // namespace
