@@ -20,6 +20,7 @@ Severity severity_of(PagerEvent::Kind kind) {
     case PagerEvent::Kind::resumed:
       return Severity::info;
     case PagerEvent::Kind::page_lost:
+    case PagerEvent::Kind::page_withheld:
       return Severity::error;
     case PagerEvent::Kind::stopped:
     case PagerEvent::Kind::huge_page:
@@ -209,9 +210,10 @@ void VmPager::take(Answer answer) {
 
 void VmPager::report(const PagingClient::Status& status) {
   for (const PagerEvent& event : status.events) {
-    const std::string kind = event.kind == PagerEvent::Kind::page_lost
-                                 ? "page-lost"
-                                 : fmt::format("paging-{}", name_of(event.kind));
+    const std::string kind =
+        event.kind == PagerEvent::Kind::page_lost || event.kind == PagerEvent::Kind::page_withheld
+            ? "page-lost"
+            : fmt::format("paging-{}", name_of(event.kind));
     events_.publish(severity_of(event.kind), kind, vm_, to_string(event));
   }
   if (status.events_dropped > 0) {

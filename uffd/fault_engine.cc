@@ -26,7 +26,8 @@ constexpr std::size_t kDeferred = 1024;
 constexpr std::chrono::microseconds kRetry{20};
 // After ENOMEM: memory does not come back in microseconds, and retrying costs the host CPU time.
 constexpr std::chrono::microseconds kNoMemoryRetry{2000};
-// While the RAM takes all it may: page-out makes room for hundreds of pages in that time.
+// While the RAM takes all it may (page-out makes room for hundreds of pages in that time), or what
+// is waited for is lost.
 constexpr std::chrono::microseconds kHeldRetry{500};
 // Refaulted ranges that wait for the control plane: at 1 MiB each 4 GiB of deflation.
 constexpr std::size_t kRing = 4096;
@@ -113,7 +114,7 @@ class FaultEngine::Reader {
     std::uint32_t count = 0;
     std::uint64_t first = 0;
   };
-  enum class Answer { done, later, held, no_memory };
+  enum class Answer { done, later, held, lost, no_memory };
 
   static void bump(std::atomic<std::uint64_t>& counter, std::uint64_t n = 1) {
     counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
@@ -292,7 +293,7 @@ void FaultEngine::Reader::answer_or_defer(const Fault& fault) {
     return;
   }
   out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
-  held_ = held_ || result == Answer::held;
+  held_ = held_ || result == Answer::held || result == Answer::lost;
   if (result == Answer::held) {
     engine_.ram_.fill_limit().count_held();
   }
@@ -310,7 +311,7 @@ void FaultEngine::Reader::retry_deferred() {
       latency_.add(Clock::now() - deferred_[i].read_at);
     } else {
       out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
-      held_ = held_ || result == Answer::held;
+      held_ = held_ || result == Answer::held || result == Answer::lost;
       deferred_[kept++] = deferred_[i];
     }
   }
@@ -416,6 +417,8 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam
   switch (outcome.status) {
     case RangeFiller::Status::later:
       return Answer::later;
+    case RangeFiller::Status::lost:
+      return Answer::lost;
     case RangeFiller::Status::no_memory:
       return Answer::no_memory;
     case RangeFiller::Status::gone:

@@ -41,7 +41,7 @@ class PageSource {
   struct Content {
     enum class Status {
       ready,  ///< `data` holds `count` pages from `first` on, until the thread's next call
-      later,  ///< it cannot be had now; the fault is tried again
+      later,  ///< it cannot be had now; the fault is tried again, some hundred times a second
       lost,   ///< it can never be had again: the page is to be poisoned
     };
     Status status = Status::later;

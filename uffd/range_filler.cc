@@ -189,12 +189,12 @@ RangeFiller::Outcome RangeFiller::fill_content(const Request& request) {
   const PageSource::Content content =
       source_->fetch(region.object, request.first, request.count, request.fault);
   if (content.status == PageSource::Content::Status::later) {
-    return {Status::later, 0, 0};
+    return {Status::lost, 0, 0};
   }
   if (content.status == PageSource::Content::Status::lost) {
-    // Where the kernel cannot poison, the thread goes on waiting: never zeros, never stale data.
+    // Where it cannot be poisoned, the thread goes on waiting: never zeros, never stale data.
     if (uffd.poison(one_page(address), Wake::yes).status != UffdStatus::done) {
-      return {Status::later, 0, 0};
+      return {Status::lost, 0, 0};
     }
     bump(counters_.poisoned);
     return {Status::filled, request.fault, 0};

@@ -27,6 +27,7 @@ class RangeFiller {
   enum class Status {
     filled,     ///< the pages below are there and their waiters are woken
     later,      ///< the mapping is changing; nothing is lost by trying again
+    lost,       ///< its content cannot be had now, and it cannot be poisoned: its waiters wait
     no_memory,  ///< not even the faulting page could be filled
     gone,       ///< not mapped any more; waiters are woken
   };

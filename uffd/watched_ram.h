@@ -82,8 +82,8 @@ class WatchedRam {
   WatchedRam& operator=(const WatchedRam&) = delete;
   /// Unregisters what create() registered (waking all waiters) and closes.
   ~WatchedRam();
-  /// The destructor unregisters nothing: another process holds the userfaultfds open, and the kernel
-  /// must not answer in our place.
+  /// The destructor unregisters nothing: another process holds the userfaultfds open, and the
+  /// kernel must not answer in our place.
   void leave_registered() { options_.registered = true; }
 
   [[nodiscard]] const Options& options() const { return options_; }

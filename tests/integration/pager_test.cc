@@ -73,11 +73,11 @@ class PagerTest : public ::testing::Test {
   }
 
   void start(std::unique_ptr<PageStore> store, Bytes size = Bytes::mib(32),
-             Resolver resolver = Resolver::zeropage) {
+             Resolver resolver = Resolver::zeropage, Pager::Options paging = {}) {
     OwnMemoryOptions options;
     options.size = size;
     memory_ = std::make_unique<OwnMemory>(options);
-    pager_ = Pager::create(memory_->ram(), std::move(store)).value();
+    pager_ = Pager::create(memory_->ram(), std::move(store), paging).value();
     FaultEngine::Options engine;
     engine.resolver = resolver;
     engine_ = std::make_unique<FaultEngine>(memory_->ram(), engine, pager_.get());
@@ -385,6 +385,44 @@ TEST_F(PagerTest, ADamagedPageIsPoisonedAndNeverZeroOrStale) {
   EXPECT_THAT(to_string(all[0]), HasSubstr("page 17"));
 }
 
+// Linux before 6.6: the thread waits. It must not cost a CPU and a log, and no detach may turn the
+// page into zeros.
+TEST_F(PagerTest, WithoutPoisonALostPageIsToldOnceAndHeldBackForGood) {
+  Pager::Options options;
+  options.poison = false;
+  start(file(), Bytes::mib(2), Resolver::zeropage, options);
+  fill();
+  ASSERT_EQ(out(0, 64).stored, 64U);
+  const int disk = static_cast<FileStore&>(pager_->store()).file().fd();
+  const auto at = static_cast<off_t>((StoreFile::kContentStart + Bytes::pages(17)).count());
+  const std::string path = "/proc/self/fd/" + std::to_string(disk);
+  const UniqueFd fd(::open(path.c_str(), O_RDWR));
+  std::array<char, 8> good{};
+  ASSERT_EQ(::pread(fd.get(), good.data(), good.size(), at), 8);
+  ASSERT_EQ(::pwrite(fd.get(), "damaged!", 8, at), 8);
+  ASSERT_EQ(::fsync(fd.get()), 0);
+  std::atomic<bool> went_on{false};
+  std::thread guest([&] {
+    (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(17));
+    went_on = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_FALSE(went_on);
+  EXPECT_LE(pager_->stats().faults, 2U) << "the disk is read again and again";
+  EXPECT_EQ(pager_->stats().lost_pages, 1U);
+  const auto all = events();
+  ASSERT_EQ(all.size(), 1U) << "told once";
+  EXPECT_THAT(to_string(all[0]), HasSubstr("cannot poison"));
+  const Pager::Progress end = pager_->page_in_all([](const auto&) { return true; });
+  EXPECT_EQ(end.lost, 0U) << "counted as dealt with: the keeper would leave, and zeros come";
+  EXPECT_EQ(pager_->stats().paged_pages, 1U);
+  // A disk that comes back gives it after all.
+  ASSERT_EQ(::pwrite(fd.get(), good.data(), good.size(), at), 8);
+  ASSERT_EQ(::fsync(fd.get()), 0);
+  guest.join();
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
 TEST_F(PagerTest, AFileThatLostItsEndPoisonsAndGoesOn) {
   if (!Userfaultfd::kernel_features().value().has(UffdFeature::poison)) {
     GTEST_SKIP() << "this kernel has no UFFDIO_POISON (Linux 6.6)";
@@ -552,6 +590,33 @@ TEST_F(PagerTest, ACeilingThatAFullStoreCannotKeepOpensAndTheGuestGoesOn) {
   EXPECT_EQ(wrong_pages(), 0U);
 }
 
+// A keeper that cannot see what is in use must say so, and not that the VM is gone.
+TEST_F(PagerTest, LockedMemoryIsRefusedByNameAndStopsPageOutWithItsReason) {
+  start(compressed());
+  fill();
+  ASSERT_EQ(::mlock(memory_->base(), 1 << 20), 0);
+  const auto refused =
+      AccessTracker::create(memory_->ram(), ::getpid(), pager_->all_ages(), AccessMethod::unmap);
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message, HasSubstr("mem-lock=on"));
+  ASSERT_EQ(::munlock(memory_->base(), 1 << 20), 0);
+  PagerService::Options options;
+  options.look_interval = std::chrono::milliseconds(20);
+  options.retry = std::chrono::milliseconds(100);
+  serve(options);
+  ASSERT_EQ(::mlock(memory_->base(), 1 << 20), 0);  // behind its back
+  service_->set_goal(Bytes(0));
+  ASSERT_TRUE(within(std::chrono::seconds(10), [&] {
+    return service_->status().state == PagerService::State::stopped;
+  })) << to_string(service_->status().state);
+  EXPECT_EQ(service_->status().stop_reason, StoreStatus::unseen);
+  const auto all = events();
+  ASSERT_EQ(all.size(), 1U);
+  EXPECT_THAT(to_string(all[0]), HasSubstr("CAP_SYS_NICE"));
+  ASSERT_EQ(::munlock(memory_->base(), 1 << 20), 0);
+  EXPECT_TRUE(within(std::chrono::seconds(10), [&] { return pager_->stats().paged_out > 0; }));
+}
+
 class TrackerTest : public PagerTest, public ::testing::WithParamInterface<AccessMethod> {};
 INSTANTIATE_TEST_SUITE_P(Method, TrackerTest,
                          ::testing::Values(AccessMethod::unmap, AccessMethod::write_protect),
@@ -564,7 +629,7 @@ TEST_P(TrackerTest, PagesInUseAreYoungAndOthersGrowOld) {
   fill();
   auto tracker =
       AccessTracker::create(memory_->ram(), ::getpid(), pager_->all_ages(), GetParam()).value();
-  ASSERT_TRUE(tracker.look().complete);
+  ASSERT_EQ(tracker.look().error, 0);
   for (int i = 0; i < 3; ++i) {
     for (std::uint64_t page = 1000; page < 1100; ++page) {
       *reinterpret_cast<volatile std::uint64_t*>(memory_->page(page) + 64) = page;
@@ -573,7 +638,7 @@ TEST_P(TrackerTest, PagesInUseAreYoungAndOthersGrowOld) {
       (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(page));
     }
     const AccessTracker::Look look = tracker.look();
-    ASSERT_TRUE(look.complete);
+    ASSERT_EQ(look.error, 0);
     EXPECT_GE(look.accessed, 100U);
     EXPECT_LT(look.accessed, 800U) << "fault-around or huge pages blur the picture";
   }

@@ -1,5 +1,7 @@
 #include "uffd/pager/access_tracker.h"
 
+#include <poll.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -20,6 +22,17 @@ bool swap_is_active() {
   std::string line;
   std::getline(swaps, line);  // the heading
   return static_cast<bool>(std::getline(swaps, line));
+}
+
+std::string remedy(int error) {
+  switch (error) {
+    case EPERM:
+      return "; run the fault keeper as root, or with CAP_SYS_NICE";
+    case EINVAL:
+      return "; guest RAM is locked: start QEMU without -overcommit mem-lock=on";
+    default:
+      return {};
+  }
 }
 
 }  // namespace
@@ -43,7 +56,15 @@ Result<AccessTracker> AccessTracker::create(WatchedRam& ram, pid_t pid, std::vec
   if (!pagemap) {
     return pagemap.error();
   }
-  return AccessTracker(ram, std::move(pidfd), std::move(*pagemap), std::move(ages), method);
+  AccessTracker tracker(ram, std::move(pidfd), std::move(*pagemap), std::move(ages), method);
+  for (const WatchedRam::Region& region : ram.regions()) {
+    // Each region: one alone may be locked.
+    if (const int error = tracker.set_trap(region, {region.where.start, Bytes(kPageSize)})) {
+      return Error{"paging cannot see which pages of pid " + std::to_string(pid) +
+                   " are in use (process_madvise: " + std::strerror(error) + ")" + remedy(error)};
+    }
+  }
+  return tracker;
 }
 
 AccessTracker::Look AccessTracker::look() {
@@ -59,9 +80,11 @@ AccessTracker::Look AccessTracker::look() {
   }
   for (const WatchedRam::Region& region : ram_->regions()) {
     seen_.clear();
-    result.complete = pagemap_.scan(region.where, want, [&](AddressRange run) {
-      seen_.push_back(run);
-    }) && result.complete;
+    errno = 0;
+    if (!pagemap_.scan(region.where, want, [&](AddressRange run) { seen_.push_back(run); })) {
+      result.error = gone() ? ESRCH : errno != 0 ? errno : EIO;
+      return result;
+    }
     for (const AddressRange& run : seen_) {
       const std::uint64_t first = region.page_of(run.start);
       for (std::uint64_t i = 0; i < run.size.whole_pages(); ++i) {
@@ -76,28 +99,47 @@ AccessTracker::Look AccessTracker::look() {
       for (++i; i < seen_.size() && seen_[i].start - span.end() <= kGap.count(); ++i) {
         span.size = Bytes(seen_[i].end() - span.start);
       }
-      result.complete = set_trap(region, span) && result.complete;
+      if (const int error = set_trap(region, span)) {
+        result.error = gone() ? ESRCH : error;
+        return result;
+      }
     }
   }
   return result;
 }
 
-bool AccessTracker::set_trap(const WatchedRam::Region& region, AddressRange where) {
+// A process that exits shows itself as many errors before it is gone.
+bool AccessTracker::gone() const {
+  pollfd exited{pidfd_.get(), POLLIN, 0};
+  return ::poll(&exited, 1, 0) == 1;
+}
+
+// 0, or errno.
+int AccessTracker::set_trap(const WatchedRam::Region& region, AddressRange where) {
   if (method_ == AccessMethod::write_protect) {
-    return ram_->shard_of(region).protect(where).status == UffdStatus::done;
+    UffdOutcome outcome = ram_->shard_of(region).protect(where);
+    // EAGAIN: an event waits to be read by the engine's reader, which takes microseconds.
+    for (int i = 0; outcome.status == UffdStatus::again && i < 1000; ++i) {
+      ::sched_yield();
+      outcome = ram_->shard_of(region).protect(where);
+    }
+    return outcome.status == UffdStatus::done ? 0 : EIO;
   }
   // Up to a piece a call: the VMM's mmap lock is held for less than a millisecond.
   while (where.size.count() > 0) {
     const std::uint64_t length = std::min(where.size.count(), RangeLocks::kPiece.count());
     const iovec range{reinterpret_cast<void*>(where.start), length};
     const long done = ::syscall(SYS_process_madvise, pidfd_.get(), &range, 1, MADV_PAGEOUT, 0);
+    if (done < 0 && errno == EINTR) {
+      continue;
+    }
     if (done <= 0) {
-      return false;
+      return done < 0 ? errno : EIO;
     }
     where.start += static_cast<std::uint64_t>(done);
     where.size = where.size - Bytes(static_cast<std::uint64_t>(done));
   }
-  return true;
+  return 0;
 }
 
 }  // namespace fileballoon

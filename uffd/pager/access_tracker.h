@@ -31,7 +31,8 @@ enum class AccessMethod {
 class AccessTracker {
  public:
   /// `pid`: the process that `ram` is mapped in; `ages`: one map an object. Both outlive this.
-  /// Picks the method: `unmap`, but `write_protect` where /proc/swaps names an active swap.
+  /// Picks the method: `unmap`, but `write_protect` where /proc/swaps names an active swap. Tries
+  /// it on one page; the error says what the kernel wants.
   [[nodiscard]] static Result<AccessTracker> create(WatchedRam& ram, pid_t pid,
                                                     std::vector<AgeMap*> ages);
   [[nodiscard]] static Result<AccessTracker> create(WatchedRam& ram, pid_t pid,
@@ -39,7 +40,7 @@ class AccessTracker {
 
   struct Look {
     std::uint64_t accessed = 0;  ///< pages in use since the last look
-    bool complete = true;        ///< false: the process is gone, or the kernel refused
+    int error = 0;  ///< ESRCH: the process is gone; any other: the kernel refused, it was no look
   };
   /// Costs most for pages that are in use (`bench/pager_access` measures it).
   [[nodiscard]] Look look();
@@ -54,7 +55,8 @@ class AccessTracker {
         pagemap_(std::move(pagemap)),
         ages_(std::move(ages)),
         method_(method) {}
-  [[nodiscard]] bool set_trap(const WatchedRam::Region& region, AddressRange where);
+  [[nodiscard]] bool gone() const;
+  [[nodiscard]] int set_trap(const WatchedRam::Region& region, AddressRange where);
 
   WatchedRam* ram_;
   UniqueFd pidfd_;

@@ -16,6 +16,10 @@ std::string_view to_string(StoreStatus status) {
       return "input/output error";
     case StoreStatus::corrupt:
       return "checksum mismatch";
+    case StoreStatus::unseen:
+      return "the kernel does not show which pages are in use; the keeper needs CAP_SYS_NICE and "
+             "the "
+             "right to trace the VM, and guest RAM must not be locked (QEMU: mem-lock=on)";
   }
   return "unknown";
 }

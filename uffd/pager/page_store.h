@@ -37,6 +37,7 @@ enum class StoreStatus : std::uint8_t {
   over_budget,  ///< today's write budget is used up
   io_error,     ///< the file or device failed
   corrupt,      ///< what was read back is not what was written
+  unseen,       ///< not the store: the kernel does not show which pages are in use
 };
 
 [[nodiscard]] std::string_view to_string(StoreStatus status);

@@ -71,6 +71,8 @@ Result<std::unique_ptr<Pager>> Pager::create(WatchedRam& ram, std::unique_ptr<Pa
 
 Pager::Pager(WatchedRam& ram, std::unique_ptr<PageStore> store, Options options)
     : ram_(ram), store_(std::move(store)), options_(options) {
+  const auto features = Userfaultfd::kernel_features();
+  options_.poison = options_.poison && features && features->has(UffdFeature::poison);
   options_.read_ahead = std::clamp(options_.read_ahead, 1U, kMaxContent);
   std::uint64_t key = 0;
   for (const RamObject& object : ram.objects()) {
@@ -94,6 +96,10 @@ std::vector<AgeMap*> Pager::all_ages() {
 
 PageSource::Content Pager::fetch(std::uint32_t object, std::uint64_t first, std::uint32_t count,
                                  std::uint64_t fault) {
+  const PageKey wanted = key_of(object, fault);
+  if (!options_.poison && lost_.rests(wanted, LostPages::Clock::now())) {
+    return {Content::Status::later, nullptr, fault, 1};
+  }
   auto& [buffer, gets] = reader_state();
   // The part of the range around the fault, in the direction in which it reaches.
   const std::uint64_t end = first + count;
@@ -125,9 +131,12 @@ PageSource::Content Pager::fetch(std::uint32_t object, std::uint64_t first, std:
   }
   counters_.faults.fetch_add(1, std::memory_order_relaxed);
   if (status != StoreStatus::ok) {
-    counters_.lost.fetch_add(1, std::memory_order_relaxed);
-    events_.post({PagerEvent::Kind::page_lost, status, object, fault});
-    return {Content::Status::lost, nullptr, fault, 1};
+    if (lost_.add(wanted, LostPages::Clock::now())) {
+      counters_.lost.fetch_add(1, std::memory_order_relaxed);
+      events_.post({options_.poison ? PagerEvent::Kind::page_lost : PagerEvent::Kind::page_withheld,
+                    status, object, fault});
+    }
+    return {options_.poison ? Content::Status::lost : Content::Status::later, nullptr, fault, 1};
   }
   // Pages ahead that cannot be had keep their faults to themselves.
   std::uint32_t low = at;
@@ -160,6 +169,7 @@ void Pager::withdraw(PageKey key) {
   const Slot slot = table_->find(key);
   table_->erase(key);
   store_->free(slot);
+  lost_.remove(key);
   counters_.paged.fetch_sub(1, std::memory_order_relaxed);
 }
 
@@ -271,12 +281,20 @@ void Pager::page_in_piece(std::uint32_t object, HostRange piece, Progress& progr
       return;  // no memory: what is left stays in the store, progress shows it
     }
     const HostRange lost{HostOffset(page * kPageSize), Bytes::pages(1)};
-    ram_.for_each_place(object, lost, [&](const auto& region, AddressRange where) {
-      (void)ram_.shard_of(region).poison(where, Wake::yes);
-    });
-    ++progress.done;
-    ++progress.lost;
     ++page;
+    if (content.status == Content::Status::later) {
+      continue;  // nothing may take its place
+    }
+    bool is_poisoned = true;
+    ram_.for_each_place(object, lost, [&](const auto& region, AddressRange where) {
+      const UffdStatus status = ram_.shard_of(region).poison(where, Wake::yes).status;
+      // Poisoned before, by a touch or by a round of this.
+      is_poisoned = is_poisoned && (status == UffdStatus::done || status == UffdStatus::exists);
+    });
+    if (is_poisoned) {
+      ++progress.done;
+      ++progress.lost;
+    }
   }
 }
 

@@ -15,6 +15,7 @@
 
 #include "uffd/fault_engine.h"
 #include "uffd/pager/age_map.h"
+#include "uffd/pager/lost_pages.h"
 #include "uffd/pager/page_store.h"
 #include "uffd/pager/pager_events.h"
 #include "uffd/pager/slot_table.h"
@@ -42,6 +43,8 @@ class Pager final : public PageSource, public SlotOwner {
     /// Most pages brought in at one fault. 32 (128 KiB): a sequential reader waits for one read of
     /// the disk's cheapest length, and at most some 50 µs for decompression.
     std::uint32_t read_ahead = 32;
+    /// Poison lost pages where the kernel can (Linux 6.6); false: as on kernels that cannot.
+    bool poison = true;
   };
 
   /// `ram` must outlive this and be watched for missing pages and write-protection. Refuses memory
@@ -70,7 +73,8 @@ class Pager final : public PageSource, public SlotOwner {
     std::uint64_t lost = 0;   ///< of those done: poisoned, their content is lost
   };
   /// Brings every page back, telling `progress` after each 2 MiB; false from it stops early. The
-  /// guest runs on meanwhile. Must not run beside a PageWriter. Control thread.
+  /// guest runs on meanwhile. A lost page that cannot be poisoned stays paged: who lets go of the
+  /// memory then would leave zeros. Must not run beside a PageWriter. Control thread.
   Progress page_in_all(const std::function<bool(const Progress&)>& progress);
   /// Brings about `pages` back, up to 2 MiB more, going on where the last call ended; a round over
   /// all memory at most. Returns how many it brought. For the thread of the PageWriter.
@@ -113,6 +117,7 @@ class Pager final : public PageSource, public SlotOwner {
   std::vector<std::unique_ptr<AgeMap>> ages_;
   Counters counters_;
   PagerEvents events_;
+  LostPages lost_;
   std::uint64_t next_piece_ = 0;  // of page_in_some(), over all objects
 };
 

@@ -10,6 +10,8 @@ std::string_view name_of(PagerEvent::Kind kind) {
       return "resumed";
     case PagerEvent::Kind::page_lost:
       return "page-lost";
+    case PagerEvent::Kind::page_withheld:
+      return "page-withheld";
     case PagerEvent::Kind::huge_page:
       return "huge-page";
   }
@@ -27,6 +29,11 @@ std::string to_string(const PagerEvent& event) {
     case PagerEvent::Kind::page_lost:
       return where + " is lost (" + std::string(to_string(event.status)) +
              "); it was poisoned, so that whatever touches it is told";
+    case PagerEvent::Kind::page_withheld:
+      return where + " is lost (" + std::string(to_string(event.status)) +
+             "); this kernel cannot poison it (Linux 6.6 can), so that whatever touches it waits, "
+             "and "
+             "the VM cannot be detached: start it anew";
     case PagerEvent::Kind::huge_page:
       return where +
              " lies in a huge page that does not split; page-out stopped. Set "

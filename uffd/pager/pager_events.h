@@ -18,10 +18,11 @@ namespace fileballoon {
 
 struct PagerEvent {
   enum class Kind : std::uint8_t {
-    stopped,    ///< page-out stopped; `status` says why
-    resumed,    ///< page-out works again
-    page_lost,  ///< the content of `page` cannot be had: it was poisoned; `status` says why
-    huge_page,  ///< a huge page did not split: the page was put back and page-out stopped
+    stopped,        ///< page-out stopped; `status` says why
+    resumed,        ///< page-out works again
+    page_lost,      ///< the content of `page` cannot be had: it was poisoned; `status` says why
+    page_withheld,  ///< as before, on a kernel that cannot poison: whatever touches it waits
+    huge_page,      ///< a huge page did not split: the page was put back and page-out stopped
   };
   Kind kind = Kind::stopped;
   StoreStatus status = StoreStatus::ok;
@@ -31,7 +32,7 @@ struct PagerEvent {
 
 /// For logs: "page-out stopped: the store is full".
 [[nodiscard]] std::string to_string(const PagerEvent& event);
-/// For machines: "stopped", "resumed", "page-lost", "huge-page".
+/// For machines: "stopped", "resumed", "page-lost", "page-withheld", "huge-page".
 [[nodiscard]] std::string_view name_of(PagerEvent::Kind kind);
 
 class PagerEvents {

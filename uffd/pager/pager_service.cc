@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 
 namespace fileballoon {
 namespace {
@@ -214,8 +215,8 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
   } else if (now >= next_look_) {
     next_look_ = now + options_.look_interval;
     last_look_ = now;
-    if (!tracker_.look().complete) {
-      state = State::detached;  // the VM is gone
+    if (const std::optional<State> blind = look()) {
+      state = *blind;
     } else {
       // More than half of what went out since the last look is back: this set is in use.
       const PagerStats stats = pager_.stats();
@@ -237,13 +238,26 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
   }
 }
 
+// Nothing, or the state that a look without result leads to.
+std::optional<PagerService::State> PagerService::look() {
+  const int error = tracker_.look().error;
+  if (error == 0) {
+    return std::nullopt;
+  }
+  if (error == ESRCH) {
+    return State::detached;  // the VM is gone
+  }
+  stop_for(StoreStatus::unseen);
+  return State::stopped;
+}
+
 // Faults wait, or soon will: what is coldest goes, however warm that is.
 PagerService::State PagerService::make_room(Bytes excess) {
   const auto now = Clock::now();
   if (now - last_look_ >= kHurriedLook) {
     last_look_ = now;
-    if (!tracker_.look().complete) {
-      return State::detached;
+    if (const std::optional<State> blind = look()) {
+      return *blind;
     }
   }
   const PagerStats before = pager_.stats();

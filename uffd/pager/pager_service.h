@@ -78,6 +78,7 @@ class PagerService {
   void step(std::unique_lock<std::mutex>& lock);
   enum class Zeros { first, as_they_come };
   [[nodiscard]] State page_out(Bytes excess, unsigned min_age, Zeros zeros);
+  [[nodiscard]] std::optional<State> look();
   [[nodiscard]] State make_room(Bytes excess);
   void enforce_ceiling(State state);
   [[nodiscard]] static Bytes reserve_of(Bytes ceiling);
