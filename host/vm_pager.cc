@@ -66,7 +66,10 @@ Result<void> start_paging(const std::string& socket, const PagingOptions& option
   if (!status) {
     return status.error();
   }
-  return status->active ? Result<void>() : client->start(options);
+  if (status->active) {
+    return {};
+  }
+  return status->starting ? client->wait_for_start() : client->start(options);
 }
 
 /// Page out down to `goal`, or hold at most `limit`, or neither: leave things as they are.

@@ -21,6 +21,7 @@
 #include "tests/integration/uffd_own_memory.h"
 #include "tests/unit/store_pages.h"
 #include "uffd/pager/pager_service.h"
+#include "uffd/pager/paging_host.h"
 #include "uffd/pager/tier_store.h"
 
 // Failures on order, by the linker's --wrap.
@@ -700,6 +701,49 @@ TEST_F(PagerTest, StaysWithinItsMemoryBounds) {
   EXPECT_LE(pager_->stats().metadata.count(), 16 * all + fixed);
   RecordProperty("bytes_per_paged_page",
                  std::to_string((pager_->stats().metadata.count() - fixed) / all));
+}
+
+// A keeper that gives no answer for two seconds is killed as one that hangs, and started again:
+// while a disk is slow it must answer.
+TEST_F(PagerTest, AStoreThatIsSlowToOpenIsWaitedForWithoutHoldingUpTheKeeper) {
+  start(compressed());
+  std::atomic<bool> disk_is_there{false};
+  for (const bool throws : {false, true}) {
+    disk_is_there = false;
+    faultd::PagingHost host(
+        memory_->ram(), ::getpid(), directory_ + "/keeper",
+        [&](WatchedRam&, pid_t, const PagingOptions&) -> Result<std::unique_ptr<Paging>> {
+          while (!disk_is_there) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          }
+          if (throws) {
+            throw std::runtime_error("the disk is damaged");
+          }
+          return Error{"the disk is damaged"};
+        });
+    faultd::PagingRequest request;
+    auto reply = std::make_unique<faultd::PagingReply>();
+    const auto ask = [&](faultd::PagingVerb verb) {
+      request.verb = verb;
+      *reply = {};
+      host.answer(request, *reply);
+    };
+    ask(faultd::PagingVerb::start);  // without the thread of its own, this is where it ends
+    EXPECT_EQ(reply->ok, 1U);
+    ask(faultd::PagingVerb::status);
+    EXPECT_EQ(reply->starting, 1U);
+    EXPECT_EQ(reply->active, 0U);
+    ask(faultd::PagingVerb::start);
+    EXPECT_THAT(reply->message.data(), HasSubstr("being opened"));
+    EXPECT_FALSE(host.leave()) << "it would take the memory from under the opener";
+    disk_is_there = true;
+    ASSERT_TRUE(within(std::chrono::seconds(5), [&] {
+      ask(faultd::PagingVerb::status);
+      return reply->starting == 0;
+    }));
+    EXPECT_THAT(reply->message.data(), HasSubstr("the disk is damaged"));
+    EXPECT_TRUE(host.leave());
+  }
 }
 
 TEST_F(PagerTest, PrivateMemoryIsRefusedByName) {

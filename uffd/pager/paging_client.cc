@@ -23,6 +23,11 @@ bool put_text(const std::string& text, std::array<char, N>& field) {
   return true;
 }
 
+template <std::size_t N>
+std::string text_of(const std::array<char, N>& field) {
+  return {field.data(), ::strnlen(field.data(), N)};
+}
+
 }  // namespace
 
 Result<PagingClient> PagingClient::connect(std::string socket) {
@@ -67,8 +72,7 @@ Result<void> PagingClient::command(const PagingRequest& request) {
     return reply.error();
   }
   if (reply->ok == 0) {
-    return Error{std::string(reply->message.data(),
-                             ::strnlen(reply->message.data(), reply->message.size()))};
+    return Error{text_of(reply->message)};
   }
   return {};
 }
@@ -84,7 +88,31 @@ Result<void> PagingClient::start(const PagingOptions& options) {
       !put_text(options.budget_file, request.budget_file)) {
     return Error{"a VM's name is at most 255 bytes long, a store's path 1,023"};
   }
-  return command(request);
+  if (auto begun = command(request); begun.has_error()) {
+    return begun;
+  }
+  return wait_for_start();
+}
+
+Result<void> PagingClient::wait_for_start() {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  for (;;) {
+    const auto reply = ask(PagingRequest{});
+    if (!reply) {
+      return reply.error();
+    }
+    if (reply->active != 0) {
+      return {};
+    }
+    if (reply->starting == 0) {
+      return Error{reply->message[0] != 0 ? text_of(reply->message)
+                                          : "paging has not been started for this VM"};
+    }
+    if (std::chrono::steady_clock::now() >= end) {
+      return Error{"the store is still being opened; its disk is slow"};
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
 }
 
 Result<void> PagingClient::set_goal(Bytes footprint) {
@@ -122,6 +150,7 @@ Result<PagingClient::Status> PagingClient::status() {
   const PagingReply& reply = *got;
   Status status;
   status.active = reply.active != 0;
+  status.starting = reply.starting != 0;
   status.service.state = static_cast<PagerService::State>(reply.state);
   status.service.stop_reason = static_cast<StoreStatus>(reply.stop_reason);
   status.service.method = static_cast<AccessMethod>(reply.method);

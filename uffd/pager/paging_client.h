@@ -17,7 +17,8 @@ namespace fileballoon::faultd {
 class PagingClient {
  public:
   struct Status {
-    bool active = false;  ///< paging has been started
+    bool active = false;    ///< paging has been started
+    bool starting = false;  ///< the store is being opened
     PagerService::Status service;
     Paging::Detach detach;
     std::vector<PagerEvent> events;  ///< since the last request of any client
@@ -28,8 +29,11 @@ class PagingClient {
   /// anew if it must. Errors name the socket.
   [[nodiscard]] static Result<PagingClient> connect(std::string socket);
 
-  /// Makes the store; pages nothing out yet. The error is the keeper's, about the path or limit.
+  /// Makes the store; pages nothing out yet. The error is the keeper's, about the path or limit, or
+  /// says that a disk takes longer than ten seconds; the keeper goes on opening it then.
   [[nodiscard]] Result<void> start(const PagingOptions& options);
+  /// Waits for the end of a start, as start() does.
+  [[nodiscard]] Result<void> wait_for_start();
   [[nodiscard]] Result<void> set_goal(Bytes footprint);
   [[nodiscard]] Result<void> clear_goal();
   /// The most that the VM's RAM may take at every moment; nothing: no ceiling. See PagerService.

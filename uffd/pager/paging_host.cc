@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <exception>
+#include <system_error>
 
 namespace fileballoon::faultd {
 namespace {
@@ -24,6 +26,9 @@ void put_text(const std::string& text, std::array<char, N>& field) {
 }  // namespace
 
 PagingHost::~PagingHost() {
+  if (opener_.joinable()) {
+    opener_.join();
+  }
   if (guard_) {
     ram_.leave_registered();  // or the guest would read zeros in place of what is paged out
     guard_.reset();
@@ -39,6 +44,7 @@ void PagingHost::unmark() {
 }
 
 void PagingHost::answer(const PagingRequest& request, PagingReply& reply) {
+  adopt();
   Result<void> done{};
   if (request.magic != kPagingMagic || request.version != kPagingVersion) {
     done = Error{"the fault keeper is of another version of fileballoon; restart the VM's paging"};
@@ -64,12 +70,15 @@ void PagingHost::answer(const PagingRequest& request, PagingReply& reply) {
   }
   report(reply);
   reply.ok = done.has_error() ? 0 : 1;
-  if (done.has_error()) {
-    put_text(done.error().message, reply.message);
+  if (done.has_error() || !paging_) {
+    put_text(done.has_error() ? done.error().message : start_error_, reply.message);
   }
 }
 
 Result<void> PagingHost::start(const PagingRequest& request) {
+  if (starting_) {
+    return Error{"the store of this VM is being opened already"};
+  }
   if (paging_ && !paging_->detach_state().finished) {
     return Error{"paging has been started for this VM already"};
   }
@@ -84,10 +93,41 @@ Result<void> PagingHost::start(const PagingRequest& request) {
   options.file = Bytes(request.file);
   options.daily_writes = Bytes(request.daily_writes);
   options.budget_file = text_of(request.budget_file);
-  auto paging = Paging::start(ram_, pid_, options);
-  if (!paging) {
-    return paging.error();
+  start_error_.clear();
+  opened_ = false;
+  try {
+    opener_ = std::thread([this, options] {
+      try {
+        outcome_ = starter_(ram_, pid_, options);
+      } catch (const std::exception& error) {
+        outcome_ = Error{std::string("cannot start paging: ") + error.what()};
+      }
+      opened_ = true;
+    });
+  } catch (const std::system_error& error) {
+    return Error{std::string("cannot start the thread that opens the store: ") + error.what()};
   }
+  starting_ = true;
+  return {};
+}
+
+// What the opener has made, if it is done.
+void PagingHost::adopt() {
+  if (!starting_ || !opened_) {
+    return;
+  }
+  opener_.join();
+  starting_ = false;
+  Result<std::unique_ptr<Paging>> outcome = std::move(outcome_);
+  outcome_ = nullptr;
+  const Result<void> taken =
+      outcome ? take_over(std::move(*outcome)) : Result<void>(outcome.error());
+  if (!taken) {
+    start_error_ = taken.error().message;
+  }
+}
+
+Result<void> PagingHost::take_over(std::unique_ptr<Paging> paging) {
   const std::string marker = paging_marker(socket_);
   const UniqueFd fd(::open(marker.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
   if (!fd.valid()) {
@@ -100,12 +140,16 @@ Result<void> PagingHost::start(const PagingRequest& request) {
     return guard.error();
   }
   guard_ = std::move(*guard);
-  paging_ = std::move(*paging);
+  paging_ = std::move(paging);
   source_.use(&paging_->pager());
   return {};
 }
 
 bool PagingHost::leave() {
+  adopt();
+  if (starting_) {
+    return false;
+  }
   if (!paging_) {
     return true;
   }
@@ -122,6 +166,7 @@ bool PagingHost::leave() {
 }
 
 void PagingHost::report(PagingReply& reply) {
+  reply.starting = starting_ ? 1 : 0;
   if (!paging_) {
     return;
   }

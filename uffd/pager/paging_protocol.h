@@ -10,7 +10,7 @@
 namespace fileballoon::faultd {
 
 inline constexpr std::uint32_t kPagingMagic = 0x47415046;  // "FPAG"
-inline constexpr std::uint32_t kPagingVersion = 2;
+inline constexpr std::uint32_t kPagingVersion = 3;
 
 /// There while the keeper that listens on `socket` holds paged-out frames. Their content would die
 /// with it: it must not be killed then, however long it takes to answer.
@@ -19,7 +19,7 @@ inline constexpr std::uint32_t kPagingVersion = 2;
 }
 
 enum class PagingVerb : std::uint32_t {
-  start = 1,       ///< make a store; nothing is paged out yet
+  start = 1,       ///< begin to make a store; status tells when paging is `active`, or why not
   set_goal = 2,    ///< page out while the VM's RAM takes more than `goal`
   clear_goal = 3,  ///< page out no more
   status = 4,
@@ -55,9 +55,10 @@ struct PagingEventMessage {
 
 struct PagingReply {
   std::uint32_t magic = kPagingMagic;
-  std::uint32_t ok = 0;      ///< 0: `message` says why not
-  std::uint32_t active = 0;  ///< paging has been started
-  std::uint32_t state = 0;   ///< PagerService::State
+  std::uint32_t ok = 0;        ///< 0: `message` says why not
+  std::uint32_t active = 0;    ///< paging has been started
+  std::uint32_t starting = 0;  ///< the store is being opened; neither: `message`, if that failed
+  std::uint32_t state = 0;     ///< PagerService::State
   std::uint32_t stop_reason = 0;
   std::uint32_t method = 0;
   std::uint64_t footprint = 0, goal = 0, held_faults = 0;
