@@ -230,6 +230,11 @@ void add_sharing_devices(const boost::json::value& qom_list, RamSharers& sharers
       sharers.assigned_devices.push_back(fmt::format("'{}', VFIO", id));
     } else if (type.starts_with("child<vhost-vdpa")) {
       sharers.assigned_devices.push_back(fmt::format("'{}', vDPA", id));
+    } else if (type.starts_with("child<ivshmem")) {
+      sharers.paging_hazards.push_back(fmt::format(
+          "device '{}' (ivshmem) shares memory with other processes, which write to it unseen; "
+          "remove the device, or attach without a store",
+          id));
     } else if (type.starts_with("child<vhost-user")) {
       sharers.paging_hazards.push_back(fmt::format(
           "device '{}' (vhost-user) is served by another process, which maps guest RAM itself: "
