@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 
 namespace fileballoon {
 namespace {
@@ -174,7 +175,14 @@ void PagerService::run() {
   (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), 10);
   std::unique_lock lock(mutex_);
   while (!quit_) {
-    step(lock);
+    try {
+      step(lock);
+    } catch (const std::bad_alloc&) {
+      // Its end would be the keeper's, with all that is paged out. The next step tries again.
+      if (!lock.owns_lock()) {
+        lock.lock();
+      }
+    }
     if (!quit_) {
       wake_.wait_for(lock, ceiling_ ? kCeilingTick : kTick);
     }
