@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 
 namespace fileballoon {
 namespace {
@@ -191,7 +192,14 @@ void PagerService::run() {
   set_niceness(kNice);
   std::unique_lock lock(mutex_);
   while (!quit_) {
-    step(lock);
+    try {
+      step(lock);
+    } catch (const std::bad_alloc&) {
+      // Its end would be the keeper's, with all that is paged out. The next step tries again.
+      if (!lock.owns_lock()) {
+        lock.lock();
+      }
+    }
     if (!quit_) {
       const bool is_close = ceiling_ && footprint() + kClose >= *ceiling_;
       wake_.wait_for(lock, is_close ? kCeilingTick : kTick);

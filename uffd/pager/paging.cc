@@ -1,6 +1,7 @@
 #include "uffd/pager/paging.h"
 
 #include <exception>
+#include <new>
 #include <system_error>
 
 #include "uffd/pager/tier_store.h"
@@ -89,7 +90,11 @@ Result<void> Paging::begin_detach() {
     return {};
   }
   try {
-    detacher_ = std::thread([this] { bring_back(); });
+    detacher_ = std::thread([this] {
+      while (!bring_back()) {
+        std::this_thread::sleep_for(kDetachRetry);
+      }
+    });
   } catch (const std::system_error& error) {
     return Error{std::string("cannot start the thread that brings paged-out frames back (limits of "
                              "processes or of memory: RLIMIT_NPROC, TasksMax, RLIMIT_AS): ") +
@@ -99,7 +104,8 @@ Result<void> Paging::begin_detach() {
   return {};
 }
 
-void Paging::bring_back() {
+// False: no memory; what is back is back, and another call goes on.
+bool Paging::bring_back() try {
   const auto tell = [this](const Pager::Progress& progress) {
     const std::lock_guard lock(mutex_);
     detach_.progress = progress;
@@ -119,6 +125,9 @@ void Paging::bring_back() {
   const std::lock_guard lock(mutex_);
   detach_.progress = {before.done + end.done, before.done + end.total, end.lost};
   detach_.finished = true;
+  return true;
+} catch (const std::bad_alloc&) {
+  return give_up_;
 }
 
 Paging::Detach Paging::detach_state() const {

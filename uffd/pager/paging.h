@@ -61,7 +61,7 @@ class Paging {
 
  private:
   Paging() = default;
-  void bring_back();
+  [[nodiscard]] bool bring_back();
 
   std::shared_ptr<WriteBudget> budget_;
   std::unique_ptr<Pager> pager_;

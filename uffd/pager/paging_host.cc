@@ -123,7 +123,7 @@ void PagingHost::adopt() {
   opener_.join();
   starting_ = false;
   Result<std::unique_ptr<Paging>> outcome = std::move(outcome_);
-  outcome_ = nullptr;
+  outcome_ = Error{};
   const Result<void> taken =
       outcome ? take_over(std::move(*outcome)) : Result<void>(outcome.error());
   if (!taken) {

@@ -60,8 +60,8 @@ class PagingHost {
   bool starting_ = false;
   std::string start_error_;
   std::thread opener_;
-  std::atomic<bool> opened_{false};                   // the outcome is there
-  Result<std::unique_ptr<Paging>> outcome_{nullptr};  // the opener's until then
+  std::atomic<bool> opened_{false};                    // the outcome is there
+  Result<std::unique_ptr<Paging>> outcome_ = Error{};  // the opener's until then
 };
 
 }  // namespace fileballoon::faultd
