@@ -8,7 +8,6 @@
 
 #include "fileballoon/ceilings.h"
 #include "fileballoon/elapsed.h"
-
 #include "host/keep_running.h"
 
 namespace fileballoon::host {

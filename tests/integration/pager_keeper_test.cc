@@ -143,7 +143,7 @@ TEST_F(PagedVm, AKeeperToldToLeaveWithoutAThreadToSpareWaitsForOne) {
   EXPECT_EQ(::kill(keeper_, 0), 0) << "it left with the guest's memory";
   EXPECT_TRUE(marked());
   ASSERT_EQ(::prlimit(keeper_, RLIMIT_AS, &all, nullptr), 0);
-  EXPECT_TRUE(keeper_goes());
+  EXPECT_TRUE(ends(keeper_));
   EXPECT_FALSE(marked());
   EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
   EXPECT_EQ(vmm_.ask("errors"), "0");

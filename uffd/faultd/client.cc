@@ -42,8 +42,7 @@ Result<std::string> find_program(const std::string& given) {
   // Installed side by side, the build tree (its tests lie one folder deeper), and the usual places.
   for (const std::string& candidate :
        {directory + "/fileballoon-faultd", directory + "/../uffd/fileballoon-faultd",
-        directory + "/../sbin/fileballoon-faultd",
-        directory + "/../../uffd/fileballoon-faultd",
+        directory + "/../sbin/fileballoon-faultd", directory + "/../../uffd/fileballoon-faultd",
         directory + "/../libexec/fileballoon/fileballoon-faultd",
         std::string("/usr/sbin/fileballoon-faultd"),
         std::string("/usr/local/sbin/fileballoon-faultd")}) {
