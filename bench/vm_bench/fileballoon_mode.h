@@ -3,6 +3,8 @@
 
 #include <chrono>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "bench/vm_bench/mode.h"
 #include "tests/vm/kit/agent.h"
@@ -32,6 +34,7 @@ class FileballoonMode final : public Mode {
   std::string refault_;
   std::string cache_;
   std::chrono::steady_clock::time_point next_epoch_{};
+  std::vector<pid_t> keepers_;
   std::unique_ptr<vmkit::Daemon> daemon_;
   std::unique_ptr<vmkit::Agent> agent_;
 };
