@@ -174,6 +174,7 @@ TEST_F(Daemon, WhereTheVmmAllowsNoUserfaultfdDiscardsGoOnWithAWarning) {
   EXPECT_NE(refused.status, 0);
   EXPECT_THAT(refused.error, HasSubstr("seccomp filter forbids userfaultfd(2)"));
   ASSERT_TRUE(guest.accept());  // the connection of that attempt
+  guest.hang_up();
   const Output done =
       ctl({"attach", "vm1", "--pid", std::to_string(vmm.pid()), "--channel", guest.socket()});
   ASSERT_EQ(done.status, 0) << done.error;

@@ -390,13 +390,13 @@ TEST(Client, APeerThatNeverStopsTalkingIsNotListenedToBeyondTheDeadline) {
                                  auto qmp = QmpClient::greet(std::move(client)).value();
                                  return qmp.execute("query-x", {}, kTimeout).error().message;
                                }),
-              HasSubstr("query-x: only events, no answer in time"));
+              AllOf(HasSubstr("query-x"), HasSubstr("in time")));
   EXPECT_THAT(told_without_end(kGreeting, kEvent,
                                [&](JsonLineClient client) {
                                  auto qmp = QmpClient::greet(std::move(client)).value();
                                  return qmp.wait_event("STOP", kTimeout).error().message;
                                }),
-              HasSubstr("event STOP: only others came in time"));
+              AllOf(HasSubstr("event STOP"), HasSubstr("in time")));
   const std::string late = "test: no answer in time";
   EXPECT_EQ(told_without_end(
                 "", "\n",
