@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/resource.h>
 
 #include <filesystem>
 #include <fstream>
@@ -129,24 +128,6 @@ TEST_F(PagedVm, AKeeperToldToLeaveBringsEverythingBackFirst) {
     EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
     EXPECT_EQ(vmm_.ask("errors"), "0");
   }
-}
-
-// TasksMax, RLIMIT_NPROC or a full machine: the content must not go with a keeper that cannot even
-// start the thread that brings it back.
-TEST_F(PagedVm, AKeeperToldToLeaveWithoutAThreadToSpareWaitsForOne) {
-  page_out_half(file_store());
-  rlimit all{};
-  const rlimit none{1 << 20, RLIM_INFINITY};  // less than is mapped: no stack, no new heap
-  ASSERT_EQ(::prlimit(keeper_, RLIMIT_AS, &none, &all), 0);
-  ::kill(keeper_, SIGTERM);
-  std::this_thread::sleep_for(500ms);
-  EXPECT_EQ(::kill(keeper_, 0), 0) << "it left with the guest's memory";
-  EXPECT_TRUE(marked());
-  ASSERT_EQ(::prlimit(keeper_, RLIMIT_AS, &all, nullptr), 0);
-  EXPECT_TRUE(ends(keeper_));
-  EXPECT_FALSE(marked());
-  EXPECT_EQ(vmm_.ask("check 0 16384"), "0");
-  EXPECT_EQ(vmm_.ask("errors"), "0");
 }
 
 TEST_F(PagedVm, AKeeperThatHangsIsNotKilledWhileFramesArePagedOut) {
