@@ -79,6 +79,9 @@ int run_guard(pid_t vmm) {
   (void)::setsid();
   std::ofstream("/proc/self/oom_score_adj") << -1000;
   const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, vmm, 0)));
+  if (!process.valid() && errno == ESRCH) {
+    return 0;  // the VM has ended already, and nothing would wake the waits below
+  }
   pollfd polled[] = {{kLeash, POLLIN, 0}, {process.get(), POLLIN, 0}};
   while (::poll(polled, 2, -1) < 0 && errno == EINTR) {
   }
