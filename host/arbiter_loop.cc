@@ -93,10 +93,16 @@ Result<void> ArbiterLoop::set_mode(ArbiterMode mode) {
 void ArbiterLoop::release_all() {
   for (const auto& vm : vms_()) {
     vm->policy().clear_share();
+    vm->steer();
+  }
+  open_ceilings();
+}
+
+void ArbiterLoop::open_ceilings() {
+  for (const auto& vm : vms_()) {
     if (vm->pager()) {
       vm->pager()->set_ceiling(std::nullopt);
     }
-    vm->steer();
   }
 }
 
@@ -106,12 +112,7 @@ asio::awaitable<void> ArbiterLoop::run() {
       tick();
     }
     if (settings_.mode != ArbiterMode::on) {
-      // What an arbiter before this one has left in the keepers.
-      for (const auto& vm : vms_()) {
-        if (vm->pager()) {
-          vm->pager()->set_ceiling(std::nullopt);
-        }
-      }
+      open_ceilings();  // what an arbiter before this one has left in the keepers
     }
     timer_.expires_after(settings_.interval);
     error_code ignored;

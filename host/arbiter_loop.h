@@ -90,6 +90,7 @@ class ArbiterLoop {
   void keep_limit();
   void relieve(Vm& vm, Member& member, const VmDecision& decision, Clock::time_point now);
   void release_all();
+  void open_ceilings();
   [[nodiscard]] boost::json::object summary_of(const TickSummary& summary,
                                                const std::string& host) const;
   [[nodiscard]] static boost::json::object decision_of(const Arbiter& arbiter, VmId id,

@@ -40,12 +40,7 @@ AttachRequest::AttachRequest(const boost::json::object& raw, RefaultMode default
   good(check_vm_name(spec.name));
   good(check_band(band));
   spec.refault = refault ? good(parse_refault_mode(*refault)) : default_refault;
-  if (const auto* back_frames = raw.if_contains("back_frames")) {
-    if (!back_frames->is_bool()) {
-      bad("parameter 'back_frames' must be true or false");
-    }
-    spec.back_frames = back_frames->get_bool();
-  }
+  spec.back_frames = params.flag("back_frames");
   if (pid <= 0 || pid > std::numeric_limits<pid_t>::max()) {
     bad(fmt::format("{} is no process id", pid));
   }

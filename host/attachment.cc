@@ -24,16 +24,15 @@ std::vector<BackingId> ids_of(const GuestRam& ram) {
   return ids;
 }
 
-/// What else uses this RAM; refuses what makes even a discard unsafe.
-Result<RamSharers> check_sharers(QmpClient& qmp) {
-  Result<RamSharers> sharers = find_ram_sharers(qmp);
-  if (sharers && !sharers->assigned_devices.empty()) {
-    return Error{fmt::format(
-        "the VM has an assigned device ({}): the device keeps using pages that a discard has "
-        "replaced, which would corrupt the guest; detach the device first",
-        sharers->assigned_devices.front())};
+/// Refuses what makes even a discard unsafe. `now`: put behind "has an assigned device".
+Result<void> check_devices(const RamSharers& sharers, std::string_view now = "") {
+  if (sharers.assigned_devices.empty()) {
+    return {};
   }
-  return sharers;
+  return Error{fmt::format(
+      "the VM has an assigned device{} ({}): the device keeps using pages that a discard has "
+      "replaced, which would corrupt the guest; detach the device first",
+      now, sharers.assigned_devices.front())};
 }
 
 /// The layout, by the surest way there is; adds what the operator should know.
@@ -49,9 +48,12 @@ Result<RamLayout> find_layout(const VmSpec& spec, const GuestRam& ram, Attachmen
   if (!qmp) {
     return qmp.error();
   }
-  Result<RamSharers> sharers = check_sharers(*qmp);
+  Result<RamSharers> sharers = find_ram_sharers(*qmp);
   if (!sharers) {
     return sharers.error();
+  }
+  if (const Result<void> good = check_devices(*sharers); !good) {
+    return good.error();
   }
   warnings.insert(warnings.end(), sharers->warnings.begin(), sharers->warnings.end());
   attachment.paging_hazards = std::move(sharers->paging_hazards);
@@ -66,11 +68,8 @@ Result<RamLayout> known_layout(const VmSpec& spec, const KnownVm& known, Attachm
                                                : QmpClient::connect(spec.qmp, kAskAgainTimeout)) {
     const Result<RamSharers> sharers = find_ram_sharers(*qmp);
     if (sharers) {
-      for (const std::string& device : sharers->assigned_devices) {
-        return Error{fmt::format(
-            "the VM has an assigned device now ({}): the device keeps using pages that a discard "
-            "has replaced, which would corrupt the guest; detach the device first",
-            device)};
+      if (const Result<void> good = check_devices(*sharers, " now"); !good) {
+        return good.error();
       }
       attachment.paging_hazards = sharers->paging_hazards;
     }

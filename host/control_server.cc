@@ -203,15 +203,12 @@ asio::awaitable<void> Connection::write_loop() {
 json::value Connection::events(const json::object& raw) {
   const RpcParams params(raw);
   params.allow_only({"follow"});
-  const auto* follow = raw.if_contains("follow");
-  if (follow != nullptr && !follow->is_bool()) {
-    throw RpcFailure(RpcCode::invalid_params, "parameter 'follow' must be true or false");
-  }
+  const bool follow = params.flag("follow");
   json::array recent;
   for (const json::object& event : events_.recent()) {
     recent.push_back(event);
   }
-  if (follow != nullptr && follow->get_bool() && !subscription_) {
+  if (follow && !subscription_) {
     subscription_ = events_.subscribe([this](const json::object& event) {
       push({{"jsonrpc", "2.0"}, {"method", "event"}, {"params", event}});
     });

@@ -489,10 +489,7 @@ json::value Daemon::stats(const json::object& raw) const {
 json::value Daemon::arbiter(const json::object& raw) {
   const RpcParams params(raw);
   params.allow_only({"dry_run", "mode", "limit"});
-  const auto* dry_run = raw.if_contains("dry_run");
-  if (dry_run != nullptr && !dry_run->is_bool()) {
-    throw RpcFailure(RpcCode::invalid_params, "parameter 'dry_run' must be true or false");
-  }
+  const bool dry_run = params.flag("dry_run");
   if (const auto limit = params.optional_text("limit"); limit && *limit == "none") {
     arbiter_.set_limit(std::nullopt);
   } else if (raw.contains("limit")) {
@@ -513,7 +510,7 @@ json::value Daemon::arbiter(const json::object& raw) {
     events_.publish(Severity::info, "arbiter-mode-set", "",
                     fmt::format("the arbiter is {}", to_string(*mode)));
   }
-  return arbiter_.describe(dry_run != nullptr && dry_run->get_bool());
+  return arbiter_.describe(dry_run);
 }
 
 asio::awaitable<json::value> Daemon::call(std::string_view method, const json::object& params) {

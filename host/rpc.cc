@@ -60,6 +60,14 @@ std::int64_t RpcParams::integer(std::string_view key) const {
   return *value;
 }
 
+bool RpcParams::flag(std::string_view key) const {
+  const auto* value = params_.if_contains(key);
+  if (value != nullptr && !value->is_bool()) {
+    bad_params(fmt::format("parameter '{}' must be true or false", key));
+  }
+  return value != nullptr && value->get_bool();
+}
+
 Bytes RpcParams::size(std::string_view key, std::optional<Bytes> whole) const {
   const auto* value = params_.if_contains(key);
   if (value == nullptr) {

@@ -45,6 +45,8 @@ class RpcParams {
   [[nodiscard]] std::optional<std::string> optional_text(std::string_view key) const;
   [[nodiscard]] std::int64_t integer(std::string_view key) const;
   [[nodiscard]] std::optional<std::int64_t> optional_integer(std::string_view key) const;
+  /// false where it is absent.
+  [[nodiscard]] bool flag(std::string_view key) const;
   /// A number of bytes, or a text as parse_size() takes it; percentages are of `whole`, and refused
   /// where there is none.
   [[nodiscard]] Bytes size(std::string_view key, std::optional<Bytes> whole) const;

@@ -307,7 +307,6 @@ Vm::Numbers Vm::numbers() const {
   }
   numbers.deflated = deflation_->meter().total();
   numbers.resident = Bytes::pages(guest_stat(wire::StatKey::resident_pages));
-  numbers.store_memory = pager_ ? pager_->store_memory() : Bytes(0);
   return numbers;
 }
 

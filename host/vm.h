@@ -71,7 +71,6 @@ class Vm final : public std::enable_shared_from_this<Vm>, private GuestSession::
     std::chrono::nanoseconds age{};  ///< of what the guest said
     Bytes deflated;                  ///< taken back from the balloon since the attach (the meter)
     Bytes resident;
-    Bytes store_memory;  ///< of the host, for what is paged out
   };
 
   /// How often the policy looks at what is measured.

@@ -163,13 +163,8 @@ json::value mem_band(Vm& vm, const json::object& raw, const VerbContext& context
 json::value epoch(Vm& vm, const json::object& raw, const VerbContext& /*context*/) {
   const RpcParams params(raw);
   params.allow_only({"name", "advance"});
-  if (const auto* advance = raw.if_contains("advance")) {
-    if (!advance->is_bool()) {
-      throw RpcFailure(RpcCode::invalid_params, "parameter 'advance' must be true or false");
-    }
-    if (advance->as_bool()) {
-      vm.advance_epoch();
-    }
+  if (params.flag("advance")) {
+    vm.advance_epoch();
   }
   return json::object{{"name", vm.spec().name}, {"epoch", vm.epoch()}, {"state", vm.state()}};
 }

@@ -1,12 +1,6 @@
 #include "bench/vm_bench/fileballoon_mode.h"
 
-#include <sys/types.h>
-#include <time.h>
-
 #include <chrono>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -18,38 +12,13 @@ constexpr const char* kVm = "guest";
 constexpr auto kConnectLimit = std::chrono::seconds(20);
 constexpr auto kEpochLength = std::chrono::seconds(2);
 
-// The keepers of a VMM: processes of their own that the daemon has started, and their guards.
-std::vector<pid_t> find_keepers(pid_t vmm) {
-  const std::string option = std::string("--pid") + '\0' + std::to_string(vmm) + '\0';
-  std::vector<pid_t> found;
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
-    const std::string name = entry.path().filename();
-    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-    std::ifstream file(entry.path() / "cmdline");
-    const std::string line((std::istreambuf_iterator<char>(file)), {});
-    if (line.substr(0, line.find('\0')).ends_with("fileballoon-faultd") &&
-        line.find(option) != std::string::npos) {
-      found.push_back(std::stoi(name));
-    }
-  }
-  return found;
-}
-
-double cpu_seconds(pid_t pid) {
-  clockid_t clock{};
-  timespec time{};
-  if (::clock_getcpuclockid(pid, &clock) != 0 || ::clock_gettime(clock, &time) != 0) return 0;
-  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;
-}
-
 }  // namespace
 
 void FileballoonMode::start(vmkit::Vm& vm) {
   Mode::start(vm);
   daemon_ = std::make_unique<vmkit::Daemon>();
   daemon_->attach(kVm, vm, refault_);
-  keepers_ = find_keepers(vm.pid());
+  keepers_ = vmkit::keepers_of(vm.pid());
   agent_ = std::make_unique<vmkit::Agent>(vm);
   agent_->mount(cache_.empty() ? "" : "cache=" + cache_);
   const auto deadline = std::chrono::steady_clock::now() + kConnectLimit;
@@ -82,7 +51,7 @@ std::uint64_t FileballoonMode::yielded_pages() { return agent_->number("evicted_
 double FileballoonMode::helper_cpu_seconds() const {
   double sum = daemon_->process().cpu_seconds();
   for (const pid_t keeper : keepers_) {
-    sum += cpu_seconds(keeper);
+    sum += vmkit::cpu_seconds_of(keeper);
   }
   return sum;
 }

@@ -5,9 +5,6 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <string>
 #include <thread>
 
@@ -101,31 +98,16 @@ TEST_P(Refault, TheGuestGoesOnFillingMemory) {
   EXPECT_EQ(guest().check("held"), 0U);
 }
 
-class Keeper : public VmTest {
- protected:
-  // Whether a process keeps the userfaultfd of the VMM `pid`.
-  static bool exists_for(pid_t pid) {
-    const std::string wanted = std::string("--pid") + '\0' + std::to_string(pid) + '\0';
-    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-      std::ifstream file(entry.path() / "cmdline");
-      std::ostringstream line;
-      line << file.rdbuf();
-      if (line.str().find("fileballoon-faultd") != std::string::npos &&
-          line.str().find(wanted) != std::string::npos) {
-        return true;
-      }
-    }
-    return false;
-  }
-};
+class Keeper : public VmTest {};
 
 // Lost otherwise: the memory of a dead VM, which a keeper that stays would hold for ever.
 TEST_F(Keeper, EndsWithItsVm) {
   boot_with_balloon({}, "uffd");
   const pid_t pid = vm().pid();
-  EXPECT_TRUE(exists_for(pid)) << "nobody keeps the userfaultfd; this shows nothing";
+  EXPECT_FALSE(vmkit::keepers_of(pid).empty())
+      << "nobody keeps the userfaultfd; this shows nothing";
   vm().qemu().signal(SIGKILL);
-  EXPECT_TRUE(wait_for("the keeper has ended", [&] { return !exists_for(pid); }));
+  EXPECT_TRUE(wait_for("the keeper has ended", [&] { return vmkit::keepers_of(pid).empty(); }));
 }
 
 INSTANTIATE_TEST_SUITE_P(Blows, Refault,

@@ -122,10 +122,12 @@ std::optional<int> ChildProcess::wait(std::chrono::milliseconds timeout) {
   return status_;
 }
 
-double ChildProcess::cpu_seconds() const {
+double ChildProcess::cpu_seconds() const { return status_ ? 0 : cpu_seconds_of(pid_); }
+
+double cpu_seconds_of(pid_t pid) {
   clockid_t clock{};
   timespec time{};
-  if (status_ || clock_getcpuclockid(pid_, &clock) != 0 || clock_gettime(clock, &time) != 0) {
+  if (clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &time) != 0) {
     return 0;
   }
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;

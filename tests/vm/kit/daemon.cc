@@ -4,7 +4,9 @@
 #include <sys/wait.h>
 
 #include <chrono>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <stdexcept>
 #include <thread>
 
@@ -112,5 +114,22 @@ std::uint64_t Daemon::counter(const std::string& name, std::string_view counter)
 }
 
 std::string Daemon::log_tail(std::size_t lines) const { return tail_of(dir_.file("log"), lines); }
+
+std::vector<pid_t> keepers_of(pid_t vmm) {
+  const std::string option = std::string("--pid") + '\0' + std::to_string(vmm) + '\0';
+  std::vector<pid_t> found;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::ifstream file(entry.path() / "cmdline");
+    const std::string line((std::istreambuf_iterator<char>(file)), {});
+    if (line.substr(0, line.find('\0')).ends_with("fileballoon-faultd") &&
+        line.find(option) != std::string::npos) {
+      found.push_back(std::stoi(name));
+    }
+  }
+  return found;
+}
 
 }  // namespace fileballoon::vmkit

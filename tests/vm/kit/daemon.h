@@ -62,4 +62,8 @@ class Daemon {
   std::unique_ptr<host::JsonLineClient> control_;
 };
 
+/// The keepers of the VMM `vmm` and their guards: processes of their own that a daemon has started
+/// and that may outlive it.
+[[nodiscard]] std::vector<pid_t> keepers_of(pid_t vmm);
+
 }  // namespace fileballoon::vmkit
