@@ -14,6 +14,7 @@
 #include <iostream>
 #include <thread>
 
+#include "bench/clock.h"
 #include "bench/live_table.h"
 #include "bench/report.h"
 #include "tests/vm/kit/agent.h"
@@ -23,8 +24,6 @@
 namespace fileballoon::bench {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr const char* kName = "demo";
 constexpr Bytes kBalloon = Bytes::mib(600);
 constexpr Bytes kFill = Bytes::mib(500);
@@ -33,10 +32,6 @@ constexpr auto kPhaseLimit = std::chrono::seconds(45);
 // What must come back to the host of what the balloon took.
 constexpr double kLeastFall = 0.9;
 constexpr int kExitNoGuest = 77;  // as test drivers take it: skipped, not failed
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 struct Summary {
   double boot_s = 0;

@@ -11,7 +11,7 @@ kernel_dir=${1:-$here/../build/guest-kernel}
 
 packages=(
   # compiler and build
-  g++ cmake make ninja-build ccache pkg-config
+  g++ cmake make ninja-build ccache pkg-config lld
   # libraries
   libfuse3-dev fuse3 liburing-dev libboost1.81-dev libboost-json1.81-dev libspdlog-dev libfmt-dev
   libtomlplusplus-dev libcli11-dev libzstd-dev liblz4-dev libxxhash-dev libgtest-dev libgmock-dev

@@ -19,17 +19,12 @@
 #include <random>
 #include <thread>
 
+#include "bench/clock.h"
 #include "fileballoon/unique_fd.h"
 #include "tests/unit/store_pages.h"
 
 namespace fileballoon::bench {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // A swap file in use; out of use and gone when this is.
 class SwapFile {

@@ -13,6 +13,7 @@
 #include <iostream>
 #include <numeric>
 
+#include "bench/clock.h"
 #include "bench/pager_bench/kernel_swap.h"
 #include "bench/report.h"
 #include "tests/integration/uffd_own_memory.h"
@@ -23,7 +24,6 @@
 namespace fileballoon::bench {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using MakeStore = std::function<std::unique_ptr<PageStore>()>;
 
 struct Settings {
@@ -34,10 +34,6 @@ struct Settings {
   unsigned repeat = 3;
   std::vector<std::string> only;  // stores; empty: all, and the kernel's swap
 };
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 double thread_cpu_seconds() {
   struct timespec now {};

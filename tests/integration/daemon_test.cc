@@ -698,10 +698,12 @@ TEST_F(Daemon, ASubscriberThatDoesNotReadIsDropped) {
   ASSERT_TRUE(slow && slow->call("events", {{"follow", true}}));
   auto client = JsonLineClient::connect(path("control.sock"));
   ASSERT_TRUE(client);
-  for (int i = 0; i < 10'000; ++i) {
+  // What is kept for a subscriber is counted in bytes, so how many events that is does not matter.
+  const auto dropped = [&] { return log().find("does not read; dropped") != std::string::npos; };
+  for (int i = 0; i < 50'000 && (i % 1000 != 0 || !dropped()); ++i) {
     ASSERT_TRUE(client->call("arbiter", {{"mode", i % 2 == 0 ? "dry-run" : "off"}}));
   }
-  EXPECT_THAT(log(), HasSubstr("does not read; dropped"));
+  EXPECT_TRUE(dropped());
 }
 
 TEST_F(Daemon, EventsAreFollowedAsTheyHappen) {

@@ -21,6 +21,8 @@ class Footprint {
   explicit Footprint(pid_t pid);
   /// Bytes allocated now; zero once the process is gone. Thread-safe.
   [[nodiscard]] Bytes now() const;
+  /// The memfd in /proc, for whoever has to read or write the guest's RAM.
+  [[nodiscard]] const std::string& path() const { return path_; }
 
  private:
   std::string path_;

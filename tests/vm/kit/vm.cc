@@ -1,5 +1,6 @@
 #include "tests/vm/kit/vm.h"
 
+#include <iostream>
 #include <stdexcept>
 #include <thread>
 
@@ -9,6 +10,7 @@ namespace {
 // A boot takes 2–6 s under TCG on an idle machine; this is for a machine that is not.
 constexpr auto kBootLimit = std::chrono::seconds(90);
 constexpr auto kSocketLimit = std::chrono::seconds(20);
+constexpr auto kResumeLimit = std::chrono::seconds(20);
 constexpr int kMostBoots = 4;
 
 VmOptions complete(VmOptions options) {
@@ -38,26 +40,69 @@ host::JsonLineClient connect_soon(const std::string& path, ChildProcess& qemu) {
 Vm::Vm(VmOptions options) : options_(complete(std::move(options))), dir_("vm") {
   const GuestKernel kernel = find_guest_kernel();
   write_initramfs(dir_.file("initramfs"), kernel, options_.initramfs);
+  const auto kept = snapshot(kernel);
+  if (kept && kept->exists() && resume(kernel, *kept)) return;
   for (int tries = 1;; ++tries) {
     try {
       boot(kernel);
-      return;
+      break;
     } catch (const std::exception&) {
       if (tries == kMostBoots || !broken_by_emulator()) throw;
     }
   }
+  if (kept && !kept->exists()) {
+    try {
+      kept->save(*qmp_, footprint_->path());
+    } catch (const std::exception& error) {
+      std::cerr << "the boot is not kept for other tests: " << error.what() << '\n';
+    }
+  }
 }
 
-void Vm::boot(const GuestKernel& kernel) {
+std::optional<BootSnapshot> Vm::snapshot(const GuestKernel& kernel) const {
+  if (!options_.may_skip_boot || !options_.shared_memory || !options_.disk.empty() ||
+      !options_.qemu_options.empty() || accelerator().name != "tcg") {
+    return std::nullopt;
+  }
+  std::vector<std::string> words = command_line(kernel);
+  for (std::string& word : words) {
+    if (const auto at = word.find(dir_.path()); at != std::string::npos) {
+      word.erase(at, dir_.path().size());
+    }
+  }
+  words.push_back(qemu_version());
+  return BootSnapshot(words, {kernel.image, dir_.file("initramfs")});
+}
+
+void Vm::start(const GuestKernel& kernel, const std::vector<std::string>& more_options) {
   guest_.reset();
   qmp_.reset();
-  qemu_ = std::make_unique<ChildProcess>(command_line(kernel), dir_.file("qemu.log"));
+  std::vector<std::string> argv = command_line(kernel);
+  argv.insert(argv.end(), more_options.begin(), more_options.end());
+  qemu_ = std::make_unique<ChildProcess>(argv, dir_.file("qemu.log"));
   try {
     connect();
   } catch (const std::exception& error) {
     fail(error.what());
   }
+}
+
+void Vm::boot(const GuestKernel& kernel) {
+  start(kernel);
   wait_ready();
+}
+
+bool Vm::resume(const GuestKernel& kernel, const BootSnapshot& from) {
+  start(kernel, {"-incoming", "defer"});
+  try {
+    from.restore(*qmp_, footprint_->path());
+    guest_->call("meminfo", {}, kResumeLimit);
+    return true;
+  } catch (const std::exception& error) {
+    std::cerr << "the guest boots, since a kept boot is no good: " << error.what() << '\n';
+    from.remove();
+    return false;
+  }
 }
 
 bool Vm::broken_by_emulator() const {

@@ -13,6 +13,7 @@
 #include "fileballoon/bytes.h"
 #include "host/qmp_client.h"
 #include "tests/vm/kit/accelerator.h"
+#include "tests/vm/kit/boot_snapshot.h"
 #include "tests/vm/kit/child_process.h"
 #include "tests/vm/kit/footprint.h"
 #include "tests/vm/kit/guest_client.h"
@@ -38,6 +39,9 @@ struct VmOptions {
   InitramfsOptions initramfs;
   /// Further options of QEMU.
   std::vector<std::string> qemu_options;
+  /// May go on from the end of an earlier boot of the same machine (BootSnapshot) under TCG, where
+  /// a boot takes seconds. A machine with a disk, private RAM or options of its own always boots.
+  bool may_skip_boot = false;
 };
 
 class Vm {
@@ -72,7 +76,12 @@ class Vm {
 
  private:
   [[nodiscard]] std::vector<std::string> command_line(const GuestKernel& kernel) const;
+  /// Where a boot of this machine is or would be kept; none where it has to boot.
+  [[nodiscard]] std::optional<BootSnapshot> snapshot(const GuestKernel& kernel) const;
+  void start(const GuestKernel& kernel, const std::vector<std::string>& more_options = {});
   void boot(const GuestKernel& kernel);
+  /// False where the snapshot turned out not to be good; it is gone then.
+  [[nodiscard]] bool resume(const GuestKernel& kernel, const BootSnapshot& from);
   /// The guest died of a known defect of the emulator, not of anything of ours: boot again.
   [[nodiscard]] bool broken_by_emulator() const;
   void connect();
