@@ -14,7 +14,8 @@ if(FILEBALLOON_QUICK_BUILD)
   set(CMAKE_UNITY_BUILD ON)
   set(CMAKE_UNITY_BUILD_BATCH_SIZE 12)
   # Coroutine frames of a file's own types: GCC takes them for a header's in such a build.
-  add_compile_options(-g1 $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+  add_compile_options(-g1 $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>
+                      $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
   find_program(LLD_PROGRAM ld.lld)
   if(LLD_PROGRAM)
     add_link_options(-fuse-ld=lld)
