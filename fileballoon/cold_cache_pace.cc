@@ -6,11 +6,12 @@
 namespace fileballoon {
 void CachePace::evicted(std::uint64_t pages) { recent_evicted_ += static_cast<double>(pages); }
 
-void CachePace::brake(State why, Clock::time_point now) {
+void CachePace::brake(State why, const Sample& sample) {
   state_ = why;
   ++brakes_;
-  brake_end_ = now + kBrake;
-  if (why == State::refaulting) {
+  const bool expected = sample.tentative && why == State::refaulting;
+  brake_end_ = sample.at + (expected ? kShortBrake : kBrake);
+  if (why == State::refaulting && !expected) {
     // The pages were hot: older ones next time. A stall does not say that.
     caution_ = std::min(caution_ * 2, kMostCaution);
   }
@@ -51,11 +52,11 @@ void CachePace::look(const Sample& sample) {
   stall_share_ = stall_share_ * keep + (seconds > 0 ? stalled / seconds : 0) * (1 - keep);
   if (recent_refaulted_ >= static_cast<double>(kRefaultNoise) &&
       recent_refaulted_ * static_cast<double>(kRefaultShare) >= recent_evicted_) {
-    brake(State::refaulting, sample.at);
+    brake(State::refaulting, sample);
     return;
   }
   if (stall_share_ >= kStallShare && recent_evicted_ >= static_cast<double>(kRefaultNoise)) {
-    brake(State::stalling, sample.at);
+    brake(State::stalling, sample);
     return;
   }
   recent_evicted_ *= keep;

@@ -37,6 +37,10 @@ class CachePace {
   static constexpr double kStallShare = 0.005;
   /// How long nothing is taken after harm.
   static constexpr std::chrono::milliseconds kBrake{1000};
+  /// The same after the first harm in a turn of which harm was expected (Sample::tentative): as
+  /// long as a workload that passes over its files three times a second takes for one pass. By then
+  /// the kernel has seen the refaults too, and spares pages that were read as often as those.
+  static constexpr std::chrono::milliseconds kShortBrake{300};
   /// The caution doubles with each harm by refaults up to this.
   static constexpr unsigned kMostCaution = 8;
   /// Calm for so long, times the caution, before the caution is halved.
@@ -52,7 +56,8 @@ class CachePace {
     Clock::time_point at;
     std::uint64_t refaulted_pages = 0;                 ///< counter since boot
     std::optional<std::chrono::microseconds> stalled;  ///< PSI memory "some" total since boot
-    std::uint64_t cache_pages = 0;                     ///< all file pages of the guest
+    std::uint64_t cache_pages = 0;                     ///< file pages that are not the balloon's
+    bool tentative = false;  ///< what goes now was in use until a moment ago, and may be still
   };
 
   /// To be called before each decision; counters that run backwards start anew.
@@ -77,7 +82,7 @@ class CachePace {
   [[nodiscard]] std::uint64_t brakes() const { return brakes_; }
 
  private:
-  void brake(State why, Clock::time_point now);
+  void brake(State why, const Sample& sample);
 
   std::optional<Sample> last_;
   double recent_evicted_ = 0;

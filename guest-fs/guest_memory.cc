@@ -14,6 +14,12 @@
 #include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
+namespace {
+
+/// CONFIG_NR_CPUS of distributions; a number beyond it is no CPU.
+constexpr std::uint64_t kMostCpus = 8192;
+
+}  // namespace
 
 Bytes free_memory() {
   struct sysinfo info {};
@@ -110,15 +116,32 @@ std::uint64_t spare_in_cpu_lists(const std::string& text) {
   return sum;
 }
 
+std::vector<std::uint64_t> pages_in_cpu_lists(const std::string& text) {
+  std::vector<std::uint64_t> pages;
+  std::size_t cpu = 0;
+  std::istringstream lines(text);
+  std::string line;
+  while (std::getline(lines, line)) {
+    std::uint64_t value = 0;
+    if (std::sscanf(line.c_str(), " cpu: %" SCNu64, &value) == 1) {
+      cpu = value;
+      pages.resize(cpu < kMostCpus ? std::max(pages.size(), cpu + 1) : pages.size());
+    } else if (std::sscanf(line.c_str(), " count: %" SCNu64, &value) == 1 && cpu < pages.size()) {
+      pages[cpu] += value;
+    }
+  }
+  return pages;
+}
+
 void shorten_cpu_lists() {
   // Reading this file folds the statistics of each CPU, and ages its lists with them
   // (vmstat_refresh() and refresh_cpu_vm_stats() in mm/vmstat.c; root only).
   (void)read_file("/proc/sys/vm/stat_refresh");
 }
 
-Bytes balloon_reserve(Bytes kernel_reserve, Bytes ram) {
-  const Bytes share(ram.count() / 64);
-  return kernel_reserve + std::clamp(share, Bytes::mib(8), Bytes::mib(64));
+Bytes reserve_margin(Bytes ram) {
+  const Bytes share(ram.count() / 32);
+  return std::clamp(share, Bytes::mib(8), Bytes::mib(64));
 }
 
 std::uint64_t free_blocks(const std::string& text, std::uint64_t pages) {

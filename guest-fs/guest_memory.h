@@ -35,14 +35,17 @@ struct MemoryInfo {
 /// `text`: the content of /proc/zoneinfo.
 [[nodiscard]] std::uint64_t spare_in_cpu_lists(const std::string& text);
 
+/// All free pages in those lists, by number of the CPU. `text`: the content of /proc/zoneinfo.
+[[nodiscard]] std::vector<std::uint64_t> pages_in_cpu_lists(const std::string& text);
+
 /// Has the kernel shorten those lists as it does by itself once a second (decay_pcp_high()): by an
 /// eighth of their length, never below their least size. Returns when each CPU has done so.
 void shorten_cpu_lists();
 
-/// What the balloon leaves free: the kernel's reserve plus a margin of 1/64 of RAM, at least 8 MiB
-/// and at most 64 MiB, so that a burst of allocations between two looks (a batch is 2 MiB at most,
-/// a look costs microseconds) does not reach the watermark.
-[[nodiscard]] Bytes balloon_reserve(Bytes kernel_reserve, Bytes ram);
+/// What the balloon leaves free beyond the kernel's reserve: 1/32 of RAM, at least 8 MiB and at
+/// most 64 MiB. A burst of allocations between two looks, and what a program reads once before it
+/// has become cold (5 s, of some MiB a second), does not reach the watermark and take the balloon.
+[[nodiscard]] Bytes reserve_margin(Bytes ram);
 
 /// Free blocks of at least `pages` (a power of two), each counted as often as it holds that many
 /// pages; without ZONE_DMA, which is not for page cache. `text`: the content of /proc/buddyinfo.

@@ -43,6 +43,9 @@ constexpr milliseconds kProbeEvery{50};
 constexpr std::uint64_t kProbePages = 2048;
 /// Free pages in the lists of CPUs that are worth a visit to each CPU: 4 MiB.
 constexpr std::uint64_t kWorthShortening = 1024;
+/// How much of the margin above the kernel's own reserve an exchange may use: half, so that it does
+/// not wake reclaim.
+constexpr std::uint64_t kExchangeDepth = 2;
 /// One step of a deflation, so that the loop still serves its channel.
 constexpr std::uint64_t kDropStep = 8192;
 /// Placing takes at most one part in five of a CPU.
@@ -203,6 +206,7 @@ bool Inflater::step(Clock::time_point now) {
   if (!leave_until_ || tells_first()) {
     more |= grow(limits, now);
     free_what_cpus_keep(now);
+    exchange_reserve(now);
     more |= tell();
   }
   const bool growing = decision_.reason == GrowthReason::growing;
@@ -314,6 +318,41 @@ void Inflater::free_what_cpus_keep(Clock::time_point now) {
   }
 }
 
+void Inflater::exchange_reserve(Clock::time_point now) {
+  // Small pages would be handed out again at once: free memory is used last in, first out.
+  if (!file_.has_large_pages() || tells_first()) {
+    return;
+  }
+  const bool at_reserve =
+      decision_.reason == GrowthReason::below_reserve && link_.is_established() && !leave_until_;
+  if (!exchange_.is_under_way()) {
+    if (!exchange_.due(at_reserve && pipeline_.in_flight_pages() == 0, now)) {
+      return;
+    }
+    const std::string blocks = read_file("/proc/buddyinfo");
+    exchange_.begin({pages_in_cpu_lists(read_file("/proc/zoneinfo")),
+                     free_blocks(blocks, 1) - free_blocks(blocks, kFolioPages) * kFolioPages},
+                    now);
+  }
+  // Pages that are dropped may stay in a list of a CPU and are then missing from MemFree.
+  if (!at_reserve ||
+      Bytes(stats_.free_bytes) + Bytes(reserve_margin(config_.ram).count() / kExchangeDepth) <
+          reserve_) {
+    exchange_.end(now);
+    return;
+  }
+  while (pipeline_.can_fill()) {
+    const auto part = exchange_.next(kFolioPages, now);
+    if (!part || drop_evictable(part->pages) < part->pages) {
+      exchange_.end(now);
+      return;
+    }
+    stats_.exchanged_pages += part->pages;
+    pipeline_.fill_small({next_evictable_, part->pages}, part->cpu);
+    next_evictable_ = next_evictable_ + part->pages;
+  }
+}
+
 bool Inflater::may_grow(const Limits& limits, Clock::time_point now) {
   if (tells_first() && link_.is_established() && !host_backs_) {
     decision_ = {GrowthReason::host_cannot_back, 0, {}};
@@ -355,6 +394,7 @@ bool Inflater::grow(const Limits& limits, Clock::time_point now) {
     if (decision_.reason != GrowthReason::growing || !pipeline_.can_fill()) {
       return false;
     }
+    exchange_.note_growth(decision_.pages);
     growth_.note_work(now);  // memory that becomes free seldom comes alone
     const std::uint64_t for_floor = missing_floor(limits);
     if (for_floor > 0) {
@@ -453,7 +493,7 @@ void Inflater::refresh_memory(Clock::time_point now) {
   }
   next_memory_ = now + kMemoryRefresh;
   notice_plugged_memory();
-  reserve_ = balloon_reserve(kernel_reserve(read_file("/proc/zoneinfo")), config_.ram);
+  reserve_ = kernel_reserve(read_file("/proc/zoneinfo")) + reserve_margin(config_.ram);
   stats_.reserve_bytes = reserve_.count();
 }
 

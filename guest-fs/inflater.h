@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "fileballoon/exchange.h"
 #include "fileballoon/growth.h"
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/deflate_reports.h"
@@ -94,6 +95,8 @@ class Inflater final : private HostLink::Handler {
   void stop_growing(GrowthReason why, std::chrono::nanoseconds time);
   void read_pressure(Clock::time_point now);
   void free_what_cpus_keep(Clock::time_point now);
+  /// Balloon pages against free memory that the host has behind it for nothing.
+  void exchange_reserve(Clock::time_point now);
   // Deflate mode tell-host-first.
   [[nodiscard]] bool tells_first() const { return config_.deflate == DeflateMode::tell_host_first; }
   void ask_host_to_back(std::uint64_t pages, Clock::time_point now);
@@ -131,6 +134,7 @@ class Inflater final : private HostLink::Handler {
   DeflateReports deflate_reports_;
   ToldDeflation told_deflation_;
   Growth growth_;
+  Exchange exchange_;
   HostLink link_;
 
   ExtentList evictable_;

@@ -61,6 +61,8 @@ void Inflater::on_ack(const wire::Ack& ack) {
   if (moved_.is_told(ack.batch)) {
     const MovedPages::Told told = moved_.acknowledge(ack);
     stats_.migrated_pages += told.moved;
+    // The kernel has read the frames that they left, which gives those memory on the host.
+    exchange_.note_growth(told.moved);
     stats_.not_zero_pages += told.became.not_zero;
     stats_.refused_pages += told.became.refused;
     stats_.failed_pages += told.became.failed;

@@ -13,7 +13,8 @@ void Inflater::follow_pages(Clock::time_point now) {
   if (now >= lock_again_) {
     lockable_pages_ = floor_.capacity();
   }
-  deflate_reports_.note_losses(stats_.evicted_pages + stats_.dropped_pages);
+  deflate_reports_.note_losses(stats_.evicted_pages + stats_.dropped_pages +
+                               stats_.exchanged_pages);
   deflate_reports_.look(now);
   if (!link_.is_established()) {
     return;

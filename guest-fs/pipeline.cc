@@ -56,14 +56,23 @@ bool Pipeline::can_fill() const {
          count(Batch::State::idle) > 0;
 }
 
-void Pipeline::fill(Extent extent, bool for_floor) {
+void Pipeline::begin(Extent extent, bool for_floor) {
   Batch& batch = *oldest(Batch::State::idle);
   batch.state = Batch::State::asked;
   batch.extent = extent;
   batch.for_floor = for_floor;
   batch.order = ++order_;
   batch.rejected.reset();
+}
+
+void Pipeline::fill(Extent extent, bool for_floor) {
+  begin(extent, for_floor);
   read_ahead_.start(extent, !for_floor);
+}
+
+void Pipeline::fill_small(Extent extent, std::optional<unsigned> cpu) {
+  begin(extent, false);
+  read_ahead_.start(extent, false, cpu);
 }
 
 void Pipeline::note_filled(std::size_t count) {

@@ -10,6 +10,7 @@
 #include <bitset>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "guest-fs/balloon_file.h"
@@ -61,6 +62,8 @@ class Pipeline {
   [[nodiscard]] bool can_fill() const;
   /// Starts the next batch; only when can_fill(). `extent` holds at most batch_pages().
   void fill(Extent extent, bool for_floor);
+  /// The same with small pages, from the list of that CPU if one is named.
+  void fill_small(Extent extent, std::optional<unsigned> cpu);
   /// Notes what ReadAhead has done.
   void collect();
 
@@ -86,6 +89,7 @@ class Pipeline {
   [[nodiscard]] std::size_t count(Batch::State state) const;
   [[nodiscard]] Batch* oldest(Batch::State state);
   void note_filled(std::size_t count);
+  void begin(Extent extent, bool for_floor);
   void drop(Batch& batch);
   const BalloonFile& file_;
   FrameLookup lookup_;

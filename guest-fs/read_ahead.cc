@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -18,9 +19,34 @@
 namespace fileballoon::guest {
 namespace {
 
+constexpr int kAnyCpu = -1;
+
 struct Order {
   Extent extent;
   bool whole = false;
+  int cpu = kAnyCpu;
+};
+
+/// The CPUs that this process may run on, and the one of them that it is told to.
+class Affinity {
+ public:
+  Affinity() { ::sched_getaffinity(0, sizeof all_, &all_); }
+  void choose(int cpu) {
+    if (cpu == chosen_) {
+      return;
+    }
+    chosen_ = cpu;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    if (cpu != kAnyCpu && cpu < CPU_SETSIZE) {
+      CPU_SET(cpu, &one);  // one that is offline is refused, and the process stays where it is
+    }
+    ::sched_setaffinity(0, sizeof one, CPU_COUNT(&one) > 0 ? &one : &all_);
+  }
+
+ private:
+  cpu_set_t all_{};
+  int chosen_ = kAnyCpu;
 };
 
 struct Pipe {
@@ -77,6 +103,7 @@ void ReadAhead::serve(const BalloonFile& file, UniqueFd work, UniqueFd done) {
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     ::dup2(null.get(), fd);
   }
+  Affinity affinity;
   Order order;
   while (true) {
     const ssize_t got = ::read(work.get(), &order, sizeof order);
@@ -86,6 +113,7 @@ void ReadAhead::serve(const BalloonFile& file, UniqueFd work, UniqueFd done) {
     if (got != sizeof order) {
       ::_exit(EXIT_SUCCESS);  // the inflater is gone
     }
+    affinity.choose(order.cpu);
     file.prefetch(order.extent, order.whole);
     if (::write(done.get(), "+", 1) != 1) {
       ::_exit(EXIT_FAILURE);
@@ -93,8 +121,8 @@ void ReadAhead::serve(const BalloonFile& file, UniqueFd work, UniqueFd done) {
   }
 }
 
-void ReadAhead::start(Extent extent, bool whole) {
-  const Order order{extent, whole};
+void ReadAhead::start(Extent extent, bool whole, std::optional<unsigned> cpu) {
+  const Order order{extent, whole, cpu ? static_cast<int>(*cpu) : kAnyCpu};
   // Atomic and without waiting: a pipe holds 64 KiB, and a handful are ever under way.
   [[maybe_unused]] const ssize_t written = ::write(work_.get(), &order, sizeof order);
 }

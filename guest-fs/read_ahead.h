@@ -10,6 +10,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "fileballoon/unique_fd.h"
 #include "guest-fs/balloon_file.h"
@@ -27,8 +28,8 @@ class ReadAhead {
   ReadAhead& operator=(const ReadAhead&) = delete;
 
   /// Asks for `extent`, as one folio if `whole` and possible; several may be under way, and they
-  /// are served in order.
-  void start(Extent extent, bool whole);
+  /// are served in order. `cpu`: on that one, which hands out what its own list holds.
+  void start(Extent extent, bool whole, std::optional<unsigned> cpu = std::nullopt);
   /// How many of those that were started have been asked of the kernel, since the last call.
   [[nodiscard]] std::size_t finished();
   /// Readable when finished() has something to say.

@@ -23,6 +23,7 @@ struct AgentStats {
   std::uint64_t inflated_pages = 0;   ///< acknowledged as discarded
   std::uint64_t evicted_pages = 0;    ///< taken by the guest's reclaim
   std::uint64_t dropped_pages = 0;    ///< given up because the target fell
+  std::uint64_t exchanged_pages = 0;  ///< given up, and as many taken from what programs had used
   std::uint64_t cancelled_pages = 0;  ///< lost with their channel before the acknowledgement
   std::uint64_t migrated_pages = 0;   ///< pages that the kernel moved and that were reported anew
   std::uint64_t named_pages = 0;      ///< deflate=batched: frames named to the host as gone

@@ -75,6 +75,7 @@ std::string stats_json(const AgentStats& stats, const Limits& limits, Bytes ram,
   object.add("inflated_pages", stats.inflated_pages);
   object.add("evicted_pages", stats.evicted_pages);
   object.add("dropped_pages", stats.dropped_pages);
+  object.add("exchanged_pages", stats.exchanged_pages);
   object.add("cancelled_pages", stats.cancelled_pages);
   object.add("migrated_pages", stats.migrated_pages);
   object.add("named_pages", stats.named_pages);

@@ -24,8 +24,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 /// Disturbed slices; there is one undisturbed slice more.
-constexpr int kDisturbed = 8;
-constexpr double kSliceSeconds = 2.5;
+constexpr int kDisturbed = 6;
+constexpr double kSliceSeconds = 4;
+/// Before an undisturbed slice: what the host and the guest still have to do after a movement must
+/// not count as undisturbed.
+constexpr auto kCalm = std::chrono::seconds(3);
 constexpr Bytes kLoopSize = Bytes::mib(100);
 constexpr auto kPoll = std::chrono::milliseconds(50);
 /// Steady state: time to get there, and time watched.
@@ -116,6 +119,7 @@ Row Interference::moving(const Stage& stage, const std::string& variant, const S
     moved.add(run_slice(vm, *stage.mode, &mover));
     moving_s += std::chrono::duration<double>(Clock::now() - begin).count();
     mover.end();
+    std::this_thread::sleep_for(kCalm);
     quiet.add(run_slice(vm, *stage.mode, nullptr));
   }
   const auto ratios = [](const std::vector<double>& between, const std::vector<double>& around) {

@@ -69,31 +69,65 @@ ColdCache::Clock::time_point ColdCache::tick(const BalloonView& balloon, Clock::
     return Clock::time_point::max();
   }
   numbers_ = kernel_.numbers();
-  if (numbers_.anonymous + kReleased <= anonymous_) {
-    begin_anew(now);
-    anonymous_ = numbers_.anonymous;
-  }
-  anonymous_ = std::max(anonymous_, numbers_.anonymous);
+  look_for_release(now);
   if (mode_ == CacheMode::epoch) {
     return epoch(now);
   }
-  pace_.look({now, numbers_.refaulted, numbers_.stalled, numbers_.file});
+  const std::uint64_t ours = balloon.resident.whole_pages();
+  const std::uint64_t cache = numbers_.file > ours ? numbers_.file - ours : 0;
+  const bool tentative = fresh_left_ > 0 && !fresh_did_harm_;
+  const std::uint64_t brakes = pace_.brakes();
+  pace_.look({now, numbers_.refaulted, numbers_.stalled, cache, tentative});
+  if (pace_.brakes() > brakes && pace_.state() == CachePace::State::refaulting) {
+    if (fresh_did_harm_) {
+      end_fresh();  // the kernel does not spare what is in use
+    }
+    fresh_did_harm_ = true;
+  }
   if (pace_.allowance() == 0) {
     return brake();
   }
   return mode_ == CacheMode::proactive ? proactive(now) : unmapped_first(balloon, now);
 }
 
-void ColdCache::begin_anew(Clock::time_point now) {
-  pace_.forgive();
-  stir();
-  if (now < next_restart_) {
-    return;
+void ColdCache::look_for_release(Clock::time_point now) {
+  if (numbers_.anonymous + kReleased <= anonymous_) {
+    pace_.forgive();
+    stir();
+    const bool new_one = now - released_at_ >= kOneRelease;
+    if (new_one) {
+      released_at_ = now;
+      restart_wanted_ = true;
+      fresh_left_ = 0;
+    }
+    fresh_left_ += kFreshShare * (anonymous_ - numbers_.anonymous);
+    anonymous_ = numbers_.anonymous;
   }
+  anonymous_ = std::max(anonymous_, numbers_.anonymous);
+  if (restart_wanted_ && now >= next_restart_) {
+    begin_anew(now);
+  }
+}
+
+bool ColdCache::is_fresh(const ListState& state) const {
+  return state.fresh && fresh_left_ > 0 && mode_ != CacheMode::epoch;
+}
+
+void ColdCache::end_fresh() {
+  fresh_left_ = 0;
+  for (auto& [key, state] : lists_) {
+    state.fresh = false;
+  }
+}
+
+void ColdCache::begin_anew(Clock::time_point now) {
+  restart_wanted_ = false;
   next_restart_ = now + kRestartEvery;
+  fresh_did_harm_ = false;
   for (auto& [key, state] : lists_) {
     state.turn.restart();
     state.evicting = false;
+    state.fresh = true;
   }
 }
 
@@ -120,7 +154,8 @@ ColdCache::Clock::time_point ColdCache::proactive(Clock::time_point now) {
   rest_or_not(now);
   const unsigned stretch = std::max(pace_.caution(), rest_);
   if (choice_.method == ReclaimMethod::generations) {
-    return turn_lists(kPatience * stretch, pace_.allowance(), now);
+    const auto due = turn_lists(kPatience * stretch, pace_.allowance(), now);
+    return restart_wanted_ ? std::min(due, next_restart_) : due;
   }
   // The kernel's lists tell no ages here; a slow pace must stand in for them.
   const std::uint64_t most = std::max(numbers_.file / kStepShare, CachePace::kFirstStep);
@@ -209,6 +244,9 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
   using Step = GenerationTurn::Step;
   const auto work_tick = mode_ == CacheMode::epoch ? kEpochTick : kWorkTick;
   GenerationView view = list.view;
+  if (is_fresh(state)) {
+    patience = std::min<Clock::duration>(patience, kFreshPatience);
+  }
   // At most: done, two or three times age, and then a wait; or one eviction.
   for (int i = 0; i < 6; ++i) {
     const bool ordered = mode_ == CacheMode::epoch && state.pending;
@@ -220,12 +258,16 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
       case Step::done:
         state.pending = false;
         state.evicting = false;
+        state.fresh = false;
         continue;
       case Step::age:
         if (kernel_.age(list, decision.generation) != 0) {
           return now + work_tick;  // somebody else aged it at this moment: look again
         }
         ++view.youngest;
+        if (view.youngest - view.oldest >= GenerationTurn::kMostGenerations) {
+          ++view.oldest;  // merged into the next
+        }
         continue;
       case Step::evict:
         state_ = CacheState::evicting;
@@ -235,6 +277,10 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
         }
         if (allowance > 0) {
           const std::uint64_t taken = count(kernel_.evict(list, decision.generation, allowance));
+          if (is_fresh(state)) {
+            fresh_left_ -= std::min(fresh_left_, taken);
+            state.fresh = fresh_left_ > 0;
+          }
           state.turn.evicted(taken);
           pace_.evicted(taken);
           allowance -= std::min(allowance, taken);

@@ -57,9 +57,20 @@ class ColdCache {
  public:
   using Clock = std::chrono::steady_clock;
   /// How long closed pages wait before they count as cold. The kernel protects pages that were read
-  /// five times between two looks, so shorter would evict what is read twice a second; longer would
-  /// miss the goal that a smaller working set shows on the host within 5 s.
-  static constexpr std::chrono::milliseconds kPatience{1250};
+  /// five times between two looks, so what is read once a second or more often is safe: a file that
+  /// a program passes over again and again, or one that it leaves alone for the seconds in which it
+  /// fills memory. Nothing in the guest has changed, so nothing says that cache has become cold.
+  static constexpr std::chrono::milliseconds kPatience{5000};
+  /// The same once, for what was there when the guest gave up memory: then something has changed,
+  /// and a smaller working set is to show on the host within 5 s. What is read seven times a second
+  /// is safe. What is read less often may lose the first bites; its refaults stop eviction for a
+  /// moment and have the kernel spare pages that were read as often.
+  static constexpr std::chrono::milliseconds kFreshPatience{750};
+  /// At most this many times what the guest gave up goes that early: a program uses files beside
+  /// its memory, and much more of them is no longer likely to be its own.
+  static constexpr std::uint64_t kFreshShare = 2;
+  /// What is given up within this time after a release belongs to it.
+  static constexpr std::chrono::milliseconds kOneRelease{1000};
   /// When a full balloon waits for memory, unmapped cache need not be cold, only not in use now.
   static constexpr std::chrono::milliseconds kShortPatience{250};
   /// Between two pieces of work: time for refaults to show. The first second takes about 100 MiB.
@@ -67,8 +78,8 @@ class ColdCache {
   /// The host's epochs are orders: smaller pieces, no pauses.
   static constexpr std::chrono::milliseconds kEpochTick{50};
   static constexpr std::uint64_t kEpochStep = 4096;
-  /// Nothing found and nothing happening: patience stretches up to this factor.
-  static constexpr unsigned kMostRest = 16;
+  /// Nothing found and nothing happening: patience stretches up to this factor, to 20 s.
+  static constexpr unsigned kMostRest = 4;
   /// Lists with less than this are not worth a walk over page tables.
   static constexpr std::uint64_t kLeastPages = 128;
   /// unmapped-first leaves this much: what is left is mapped, or about to be.
@@ -109,6 +120,7 @@ class ColdCache {
     GenerationTurn turn;
     bool pending = false;   ///< epoch: a turn has been ordered
     bool evicting = false;  ///< the closed generation has been bitten
+    bool fresh = false;     ///< this turn began when the guest gave up memory
   };
   using ListKey = std::pair<std::uint64_t, unsigned>;
 
@@ -124,8 +136,12 @@ class ColdCache {
                                        Clock::time_point now);
   std::uint64_t step(std::uint64_t pages);
   [[nodiscard]] Clock::time_point brake();
-  /// The guest has given up memory: the caution ends, and ages are counted anew.
+  /// The guest has given up memory, or not.
+  void look_for_release(Clock::time_point now);
+  /// Ages are counted anew, once.
   void begin_anew(Clock::time_point now);
+  [[nodiscard]] bool is_fresh(const ListState& state) const;
+  void end_fresh();
   void rest_or_not(Clock::time_point now);
   [[nodiscard]] std::uint64_t unmapped_pages(const BalloonView& balloon) const;
   std::uint64_t count(const Taken& taken);
@@ -138,7 +154,11 @@ class ColdCache {
   std::map<ListKey, ListState> lists_;
   CacheNumbers numbers_;
   std::uint64_t anonymous_ = 0;  // the most since the last release
+  bool restart_wanted_ = false;  // memory was given up; not before next_restart_
   Clock::time_point next_restart_{};
+  Clock::time_point released_at_{};
+  std::uint64_t fresh_left_ = 0;  // pages that may go early
+  bool fresh_did_harm_ = false;   // since the last release
   ColdCacheStats stats_;
   CacheState state_ = CacheState::off;
 

@@ -138,6 +138,15 @@ TEST_F(Pace, BrakesWhenWhatWasTakenComesBack) {
   EXPECT_EQ(pace_.caution(), 2U);
 }
 
+TEST_F(Pace, HarmThatWasExpectedIsAShortBrakeWithoutCaution) {
+  run_freely(6);
+  now_ += milliseconds(250);
+  pace_.look({now_, refaulted_ += 8000, stalled_, 0, true});
+  EXPECT_EQ(pace_.state(), CachePace::State::refaulting);
+  EXPECT_EQ(pace_.brake_end() - now_, CachePace::kShortBrake);
+  EXPECT_EQ(pace_.caution(), 1U);
+}
+
 TEST_F(Pace, AfterABrakeItBeginsWithAFirstBite) {
   run_freely(6);
   look(milliseconds(250), 8000);

@@ -87,5 +87,15 @@ TEST(GuestMemory, FreePagesInTheListsOfCpusAreThoseAboveTheLeastLength) {
   EXPECT_EQ(spare_in_cpu_lists(""), 0U);
 }
 
+// Wrong here: an exchange looks for used memory on a CPU that holds none.
+TEST(GuestMemory, PagesInTheListsOfCpusAreAddedUpOverZones) {
+  const std::string text =
+      "Node 0, zone      DMA\n    cpu: 0\n              count:    5\n    cpu: 1\n"
+      "              count:    0\nNode 0, zone    DMA32\n    cpu: 0\n              count:    300\n"
+      "    cpu: 1\n              count:    70\n    cpu: 99999999\n              count:    1\n";
+  EXPECT_EQ(pages_in_cpu_lists(text), (std::vector<std::uint64_t>{305, 70}));
+  EXPECT_TRUE(pages_in_cpu_lists("").empty());
+}
+
 }  // namespace
 }  // namespace fileballoon::guest

@@ -198,6 +198,8 @@ TEST_F(GrowthVm, PagesThatTheKernelMovesAreReportedAnew) {
                        [&] { return growth() == "free memory below reserve"; }));
   Agent agent(vm());
   ASSERT_GE(Bytes(agent.number("locked_bytes")), Bytes::mib(300));
+  std::this_thread::sleep_for(seconds(3));  // the reserve has been exchanged
+  const Bytes before = vm().footprint().now();
   const std::uint64_t told = agent.number("migrated_pages");
   const std::uint64_t moved = move_pages(kLeastMoved);
   ASSERT_GE(moved, kLeastMoved) << guest().shell("dmesg | tail -n 20");
@@ -207,6 +209,14 @@ TEST_F(GrowthVm, PagesThatTheKernelMovesAreReportedAnew) {
                        [&] { return agent.number("migrated_pages") - told > kLeastMoved / 2; }))
       << agent.number("migrated_pages") - told << " of " << moved;
   EXPECT_GE(Bytes(agent.number("locked_bytes")), Bytes::mib(300));
+  // Where the rest of the moved pages' old memory is has not been found out (27 MiB seen); that all
+  // of it stays would be a page reported nowhere.
+  const auto now = [&] { return vm().footprint().now(); };
+  EXPECT_TRUE(wait_for("the moved memory is the host's again",
+                       [&] { return now() <= before + Bytes::mib(48); }))
+      << to_string(now()) << ", before " << to_string(before);
+  std::cout << moved << " pages moved; footprint before " << to_string(before) << ", after "
+            << to_string(now()) << "; exchanged pages " << agent.number("exchanged_pages") << '\n';
 }
 
 }  // namespace

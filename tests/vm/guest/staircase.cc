@@ -43,12 +43,31 @@ class InUse {
     in_use_ -= bytes;
     note();
   }
-  [[nodiscard]] boost::json::array take() { return std::move(points_); }
+  /// These are not used any more. A page that is used once in every pass is in use until the pass
+  /// that would have come to it again is over: so they leave evenly in the time of one.
+  void leave_within(std::uint64_t bytes, double pass_s) {
+    in_use_ -= bytes;
+    leaving_ = bytes;
+    pass_s_ = pass_s;
+  }
+  [[nodiscard]] boost::json::array take() {
+    if (leaving_ > 0) note_at(std::max(pass_s_, last_s_));
+    return std::move(points_);
+  }
 
  private:
-  void note() { points_.push_back(boost::json::array{since(start_), in_use_}); }
+  void note() { note_at(since(start_)); }
+  void note_at(double seconds) {
+    const double left = leaving_ > 0 && seconds < pass_s_ ? 1 - seconds / pass_s_ : 0;
+    points_.push_back(boost::json::array{
+        seconds, in_use_ + static_cast<std::uint64_t>(left * static_cast<double>(leaving_))});
+    last_s_ = seconds;
+  }
   Clock::time_point start_ = Clock::now();
   std::uint64_t in_use_;
+  std::uint64_t leaving_ = 0;
+  double pass_s_ = 0;
+  double last_s_ = 0;
   boost::json::array points_;
 };
 
@@ -161,6 +180,7 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
   Anonymous anonymous(largest / 2);
   std::uint64_t once_at = 0;
   std::uint64_t half_before = 0;
+  double last_pass_s = 0;
   port.reply({{"hot_bytes", hot.size()}, {"once_bytes", once.size()}});
   while (const auto order = port.next_order()) {
     const auto size = order->at("size").to_number<std::uint64_t>();
@@ -173,7 +193,7 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
     const auto start = Clock::now();
     InUse in_use(2 * half_before);
     if (half < half_before) {
-      in_use.remove(half_before - half);  // what is not read any more is not in use
+      in_use.leave_within(half_before - half, last_pass_s);
     }
     anonymous.resize(half / kPage, in_use);
     std::uint64_t errors = hot.grow(half_before, half, in_use);
@@ -188,7 +208,8 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
         once_at += kOncePerPass;
       }
       compute();
-      longest = std::max(longest, since(pass_start));
+      last_pass_s = since(pass_start);
+      longest = std::max(longest, last_pass_s);
     }
     port.reply({{"seconds", since(start)},
                 {"errors", errors},
