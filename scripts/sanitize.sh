@@ -31,8 +31,7 @@ run() {  # PRESET TARGET CTEST-ARGUMENT...
   (cd "$dir/$preset" && setarch "$(uname -m)" -R ctest -j "$jobs" --output-on-failure ${CTEST_FLAGS:-} "$@")
 }
 
-# Left out: the tests that start balloonfs. Under ASan about one start in eight hangs before the
-# agent says a word, for a reason not found yet; otherwise they pass there, too:
-#   (cd DIR/asan && setarch -R ctest -R '^Balloonfs' --repeat until-pass:3)
-run asan sanitizer_tests -L 'unit|integration' -E '^Balloonfs'
+# Left out, for the time they take: the same tests of balloonfs with small pages. By hand:
+#   (cd DIR/asan && setarch -R ctest -R '^Balloonfs')
+run asan sanitizer_tests -L 'unit|integration' -E '^Balloonfs.*/small'
 run tsan thread_tests -L threads --no-tests=error

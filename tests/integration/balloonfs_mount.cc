@@ -30,15 +30,23 @@ std::string read_all(const std::string& path) {
   return text.str();
 }
 
-void exec_program(const std::vector<std::string>& arguments, int output_fd) {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  ::dup2(output_fd, STDOUT_FILENO);
-  ::dup2(output_fd, STDERR_FILENO);
+/// The program in a child process; ends with this thread. Between fork(2) and exec(2) nothing may
+/// be allocated: the stand-in for the host is a thread of this process, and a lock of the allocator
+/// that it held at that moment stays locked in the child for ever (glibc's own takes care of that,
+/// that of a sanitizer does not).
+pid_t spawn(const std::vector<std::string>& arguments, int output_fd) {
   std::vector<char*> argv;
   for (const std::string& argument : arguments) {
     argv.push_back(const_cast<char*>(argument.c_str()));
   }
   argv.push_back(nullptr);
+  const pid_t pid = ::fork();
+  if (pid != 0) {
+    return pid;
+  }
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  ::dup2(output_fd, STDOUT_FILENO);
+  ::dup2(output_fd, STDERR_FILENO);
   ::execvp(argv[0], argv.data());
   ::_exit(127);
 }
@@ -64,10 +72,7 @@ RunResult run_program(const std::vector<std::string>& arguments) {
   if (::pipe2(ends, O_CLOEXEC) != 0) {
     throw std::system_error(errno, std::generic_category(), "pipe2");
   }
-  const pid_t pid = ::fork();
-  if (pid == 0) {
-    exec_program(arguments, ends[1]);
-  }
+  const pid_t pid = spawn(arguments, ends[1]);
   ::close(ends[1]);
   RunResult result;
   char buffer[4096];
@@ -100,10 +105,7 @@ BalloonMount::~BalloonMount() {
 bool BalloonMount::start(const std::string& options) {
   const int log =
       ::open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-  pid_ = ::fork();
-  if (pid_ == 0) {
-    exec_program({BALLOONFS_PROGRAM, mount_point(), "-f", "-o", options}, log);
-  }
+  pid_ = spawn({BALLOONFS_PROGRAM, mount_point(), "-f", "-o", options}, log);
   ::close(log);
   const auto until = steady_clock::now() + std::chrono::seconds(30);
   while (steady_clock::now() < until) {
