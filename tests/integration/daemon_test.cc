@@ -16,6 +16,8 @@
 #include <thread>
 
 #include "daemon_fixture.h"
+#include "uffd/faultd/client.h"
+#include "uffd/faultd/packet_socket.h"
 #include "uffd_stand_in.h"
 
 namespace fileballoon::host {
@@ -186,6 +188,35 @@ TEST_F(Daemon, WhereTheVmmAllowsNoUserfaultfdDiscardsGoOnWithAWarning) {
   ASSERT_TRUE(ack);
   EXPECT_EQ(ack->outcomes[0], (wire::RangeOutcome{256, 0, 0, 0}));
   EXPECT_EQ(vmm.ask("errors"), "0");
+}
+
+// Lost otherwise: data of the guest. A keeper that holds the RAM may be discarding it, so nobody
+// else may, least of all without write-protection; once nobody holds it, doing without is allowed.
+TEST_F(Daemon, DiscardsGoOnUnprotectedOnlyWhereNoKeeperHoldsTheRam) {
+  fileballoon::testing::StandIn vmm({"--sandbox", "--quiet"});  // no keeper of ours gets in
+  const std::string keeper = faultd::default_socket(GuestRam::open(vmm.pid()).value()).value();
+  // Another's keeper, so busy that it accepts nobody.
+  const UniqueFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const sockaddr_un address = faultd::socket_address(keeper).value();
+  ASSERT_EQ(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(listener.get(), 0), 0);
+  std::vector<UniqueFd> queue;
+  for (auto fd = faultd::connect_keeper(keeper); fd.has_value();
+       fd = faultd::connect_keeper(keeper)) {
+    queue.push_back(std::move(*fd));
+    ASSERT_LT(queue.size(), 100U);
+  }
+  start();
+  const std::vector<std::string> attach = {
+      "attach", "vm1", "--pid", std::to_string(vmm.pid()), "--channel", guest.socket()};
+  const Output refused = ctl(attach);
+  EXPECT_NE(refused.status, 0);
+  EXPECT_THAT(refused.error, HasSubstr("hangs: it does not accept connections"));
+
+  std::filesystem::remove(keeper);
+  const Output done = ctl(attach);
+  ASSERT_EQ(done.status, 0) << done.error;
+  EXPECT_THAT(json::serialize(stats("vm1").at("warnings")), HasSubstr("not write-protected"));
 }
 
 // As with a QEMU whose write-protection the daemon can have: nothing to warn of, and nobody is left

@@ -22,6 +22,7 @@ namespace fileballoon {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using testing::StandIn;
 using namespace std::chrono_literals;
@@ -370,6 +371,26 @@ TEST(HotAttachRefuses, APidThatIsGone) {
   EXPECT_THAT(attach_error(pid), HasSubstr("does not exist"));
   EXPECT_THAT(hot_attach(process).error().message, HasSubstr("has exited"));
   EXPECT_THAT(attach_error(0), HasSubstr("positive number"));
+}
+
+// At any moment of it: the attach ends with an error that says so, and nothing is left hanging.
+TEST(HotAttachRefuses, AProcessThatDiesMeanwhile) {
+  int refused = 0;
+  for (int i = 0; i < 25; ++i) {
+    StandIn vmm({"--quiet"});
+    const Process process = inspect_process(vmm.pid()).value();
+    std::thread killer([&] {
+      std::this_thread::sleep_for(std::chrono::microseconds(20 * i));
+      ::kill(vmm.pid(), SIGKILL);
+    });
+    const auto attachment = hot_attach(process);
+    killer.join();
+    if (attachment.has_error()) {
+      EXPECT_THAT(attachment.error().message, AnyOf(HasSubstr("has exited"), HasSubstr(" died ")));
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 0) << "it was always too late; this shows nothing";
 }
 
 TEST(HotAttachRefuses, AKernelThread) { EXPECT_THAT(attach_error(2), HasSubstr("kernel thread")); }

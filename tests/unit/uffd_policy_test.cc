@@ -92,6 +92,33 @@ TEST(RefaultWindow, AWindowCutShortStartsSmallAgain) {
   EXPECT_LE(window.next(0, at + 1).count, 8U);
 }
 
+// Lost otherwise: a sequential refill that starts with small answers again every 2 MiB, which no
+// answer may reach over. Cut short at the first edge, the window is back at full size soon, and
+// from then on two answers fill a piece exactly.
+TEST(RefaultWindow, TheEdgesOfPiecesCostAStreamAFewFaultsOnceAndNotEachTime) {
+  constexpr std::uint64_t kPiece = 512;
+  constexpr std::uint64_t kPages = 32 * kPiece;
+  RefaultWindow up;
+  int faults = 0;
+  for (std::uint64_t at = 0; at < kPages; ++faults) {
+    const auto answer = up.next(0, at);
+    const std::uint64_t end =
+        std::min(answer.first + answer.count, (at / kPiece + 1) * kPiece);  // as the engine does
+    up.filled(at, static_cast<std::uint32_t>(end - at));
+    at = end;
+  }
+  EXPECT_LE(faults, 2 * 32 + 10);
+  RefaultWindow down;
+  faults = 0;
+  for (std::uint64_t end = kPages; end > 0; ++faults) {
+    const auto answer = down.next(0, end - 1);
+    const std::uint64_t first = std::max(answer.first, (end - 1) / kPiece * kPiece);
+    down.filled(first, static_cast<std::uint32_t>(end - first));
+    end = first;
+  }
+  EXPECT_LE(faults, 2 * 32 + 10);
+}
+
 TEST(RefaultWindow, CountsWhatWasBroughtInForNothing) {
   RefaultWindow window;
   faults_of_stream(window, 4096, true);
