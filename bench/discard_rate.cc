@@ -118,16 +118,19 @@ int main(int argc, char** argv) {
   std::string json;
   unsigned mib = 128;
   unsigned rounds = 5;
+  std::vector<std::uint64_t> sizes = {1, 16, 256, 4096};
   CLI::App app("Rate of verified discards");
   app.add_option("--json", json, "write one JSON object to FILE");
   app.add_option("--mib", mib, "memory per round, MiB");
   app.add_option("--rounds", rounds, "measured rounds, after one of warm-up");
+  app.add_option("--pages", sizes, "pages of a range, one or several sizes")
+      ->check(CLI::Range(1U, 1U << 20));
   CLI11_PARSE(app, argc, argv);
 
   Report report("discard_rate");
   for (const Method method :
        {Method::punch_hole, Method::remove, Method::dont_need, Method::free}) {
-    for (const std::uint64_t pages : {1U, 16U, 256U, 4096U}) {
+    for (const std::uint64_t pages : sizes) {
       for (const auto& [write_protect, verify] :
            {std::pair{true, true}, std::pair{false, true}, std::pair{false, false}}) {
         if (method == Method::remove && verify) {

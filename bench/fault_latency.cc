@@ -181,7 +181,7 @@ void touch_all(OwnMemory& memory, const Case& c, Measured& result) {
   }
 }
 
-Measured measure(const Case& c, Bytes size, unsigned rounds) {
+Measured measure(const Case& c, Bytes size, unsigned rounds, std::chrono::microseconds max_spin) {
   OwnMemory::Options options;
   options.kind = c.memory;
   options.size = size;
@@ -202,6 +202,7 @@ Measured measure(const Case& c, Bytes size, unsigned rounds) {
   if (c.handler == Handler::engine) {
     FaultEngine::Options engine_options;
     engine_options.resolver = c.resolver;
+    engine_options.max_spin = max_spin;
     engine = std::make_unique<FaultEngine>(memory.ram(), engine_options);
   } else if (c.handler == Handler::naive) {
     naive = std::make_unique<NaiveHandler>(memory.ram().shards()[0]);
@@ -244,11 +245,13 @@ int main(int argc, char** argv) {
   std::string json;
   unsigned mib = 64;
   unsigned rounds = 5;
+  auto max_spin_us = static_cast<unsigned>(FaultEngine::Options{}.max_spin.count());
   bool quick = false;
   CLI::App app("Latency and rate of refaults: kernel, naive handler, and this project's engine");
   app.add_option("--json", json, "write one JSON object to FILE");
   app.add_option("--mib", mib, "memory per case, MiB");
   app.add_option("--rounds", rounds, "measured rounds per case, after one of warm-up");
+  app.add_option("--max-spin", max_spin_us, "longest spin of the engine's readers, microseconds");
   app.add_flag("--quick", quick, "one thread, the default resolver");
   CLI11_PARSE(app, argc, argv);
 
@@ -289,7 +292,7 @@ int main(int argc, char** argv) {
   std::map<std::string, Base> base;
   std::map<std::string, double> single;  // the engine's rate with one thread
   for (const Case& c : cases) {
-    Measured measured = measure(c, Bytes::mib(mib), rounds);
+    Measured measured = measure(c, Bytes::mib(mib), rounds, std::chrono::microseconds(max_spin_us));
     auto& sorted = measured.latencies_ns;
     std::sort(sorted.begin(), sorted.end());
     const double rate = median(measured.rates);

@@ -69,10 +69,10 @@ class Interference final : public Scenario {
             "oom_kills"};
   }
   std::vector<std::string> modes() const override {
-    return {"none", "fileballoon", "virtio-balloon"};
+    return {"none", "fileballoon", "fileballoon-uffd", "virtio-balloon"};
   }
   std::vector<std::string> variants(const std::string& mode) const override {
-    if (mode == "fileballoon") return {"anonymous", "file", "steady"};
+    if (mode.starts_with("fileballoon")) return {"anonymous", "file", "steady"};
     return {"anonymous", "file"};
   }
   Row measure(const std::string& mode, const std::string& variant,

@@ -30,7 +30,7 @@ class Rest final : public Scenario {
             "daemon_cpu_percent"};
   }
   std::vector<std::string> modes() const override {
-    return {"none", "fileballoon-off", "fileballoon-proactive"};
+    return {"none", "fileballoon-off", "fileballoon-proactive", "fileballoon-uffd"};
   }
 
   Row measure(const std::string& mode, const std::string& /*variant*/,

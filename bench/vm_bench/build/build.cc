@@ -41,7 +41,8 @@ class Build final : public Scenario {
             "fileballoon-off",
             "fileballoon-unmapped-first",
             "fileballoon-proactive",
-            "fileballoon-epoch"};
+            "fileballoon-epoch",
+            "fileballoon-uffd"};
   }
   Row measure(const std::string& mode, const std::string& variant,
               const Settings& settings) override;

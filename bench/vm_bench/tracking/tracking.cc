@@ -51,7 +51,8 @@ class Tracking final : public Scenario {
             "fileballoon-off",
             "fileballoon-unmapped-first",
             "fileballoon-proactive",
-            "fileballoon-epoch"};
+            "fileballoon-epoch",
+            "fileballoon-uffd"};
   }
   Row measure(const std::string& mode, const std::string& variant,
               const Settings& settings) override;
