@@ -181,16 +181,21 @@ void Arbiter::estimate(Duration passed) {
   const double seconds = std::chrono::duration<double>(passed).count();
   const double need_left = std::exp(-seconds / std::chrono::duration<double>(kNeedFall).count());
   const double boost_left = std::exp(-seconds / std::chrono::duration<double>(kBoostFall).count());
+  const double recent_left =
+      std::exp(-seconds / std::chrono::duration<double>(kRecentFall).count());
   for (const std::uint32_t i : order_) {
     Vm& vm = vms_[i];
     vm.before = vm.target;
     vm.target = std::clamp(vm.target, vm.minimum, vm.ceiling);  // settings may have changed
     vm.boost = static_cast<Pages>(static_cast<double>(vm.boost) * boost_left);
-    vm.fast = vm.deflated >=
-              std::max(pages_of(kFastDeflateLeast), vm.ram / static_cast<Pages>(kFastDeflatePart));
+    // Over all ticks of a second, since there are more of them while a guest takes memory. What was
+    // taken before is in what the guest uses by now: it is not added up.
+    vm.recent = static_cast<Pages>(static_cast<double>(vm.recent) * recent_left) + vm.deflated;
+    vm.fast =
+        vm.deflated > 0 && vm.recent >= std::max(pages_of(kFastDeflateLeast),
+                                                 vm.ram / static_cast<Pages>(kFastDeflatePart));
     if (vm.fast) {
-      // Twice what it took: as much again before the next tick can help it.
-      vm.boost = std::min(vm.ram, vm.boost + 2 * vm.deflated);
+      vm.boost = std::max(vm.boost, std::min(vm.ram, 2 * vm.recent));
       vm.hold = kHold;
     } else {
       vm.hold = std::max(Duration::zero(), vm.hold - passed);
@@ -200,6 +205,7 @@ void Arbiter::estimate(Duration passed) {
     const Pages seen = vm.active + slack + vm.boost;
     const Pages faded = seen + static_cast<Pages>(static_cast<double>(vm.need - seen) * need_left);
     vm.need = std::clamp(std::max(seen, faded), vm.minimum, vm.ceiling);
+    vm.present = std::clamp(seen, vm.minimum, vm.ceiling);
     watch_progress(vm, passed);
   }
 }
@@ -253,19 +259,25 @@ void Arbiter::plan() {
 
   // First what each claims, band after band; then what it holds beyond; then room to grow. A lower
   // band's claim comes before a higher band's taxed idle memory, and everybody's idle memory before
-  // anybody's room to grow.
+  // anybody's room to grow. Within a band what guests use now comes before what they used a while
+  // ago: a job that has ended must not hold back one that runs.
   const double kept_idle = 1 - config_.idle_tax;
   for (const std::uint32_t i : order_) {
-    const Vm& vm = vms_[i];
-    const Pages idle = std::max<Pages>(0, vm.footprint - vm.need);
-    // The untaxed part is one of all that could be idle, not of what is idle now: else each tick
-    // would tax what the last one had left.
-    const auto untaxed = static_cast<Pages>(static_cast<double>(vm.ceiling - vm.need) * kept_idle);
-    const Pages claim = vm.need + std::min(idle, untaxed);
     goal_[i] = floor_[i];
-    cap_[i] = std::max<Pages>(0, claim - floor_[i]);
+    cap_[i] = std::max<Pages>(0, vms_[i].present - floor_[i]);
   }
   for (unsigned b = 0; b < kBands; ++b) {
+    pool = fill(band(b), cap_, weight_, pool, goal_);
+    for (const std::uint32_t i : band(b)) {
+      const Vm& vm = vms_[i];
+      const Pages idle = std::max<Pages>(0, vm.footprint - vm.need);
+      // The untaxed part is one of all that could be idle, not of what is idle now: else each tick
+      // would tax what the last one had left.
+      const auto untaxed =
+          static_cast<Pages>(static_cast<double>(vm.ceiling - vm.need) * kept_idle);
+      const Pages claim = vm.need + std::min(idle, untaxed);
+      cap_[i] = std::max<Pages>(0, claim - goal_[i]);
+    }
     pool = fill(band(b), cap_, weight_, pool, goal_);
   }
   for (const std::uint32_t i : order_) {

@@ -56,6 +56,9 @@ class Arbiter {
   static constexpr std::uint64_t kFastDeflatePart = 128;
   /// … if it is also this large; less is reclaim at its everyday work.
   static constexpr Bytes kFastDeflateLeast = Bytes::mib(8);
+  /// A fast deflate adds twice what was taken within about this time to the need: as much again
+  /// before a report of the guest shows it.
+  static constexpr std::chrono::seconds kRecentFall{1};
   /// What a fast deflate adds to the need fades with this time constant.
   static constexpr std::chrono::seconds kBoostFall{30};
   /// After a fast deflate the target is not lowered for so long (unless somebody waits).
@@ -118,6 +121,8 @@ class Arbiter {
     Pages active = 0;
     Pages deflated = 0;  // since the last tick
     Pages need = 0;
+    Pages present = 0;  // need without what fades: what the guest uses now, slack and boost
+    Pages recent = 0;   // deflated lately, fading with kRecentFall
     Pages boost = 0;
     Pages target = 0;
     Pages goal = 0;

@@ -232,7 +232,8 @@ PolicyOrder TargetPolicy::give_back(const PolicyInput& input, Bytes surplus) {
   const Bytes all = ram_ - *target_;
   PolicyOrder order;
   if (balloon_first(policy_)) {
-    order.balloon_target = all;
+    const bool has_room = input.is_room && surplus > Bytes(ram_.count() / kRoomPart);
+    order.balloon_target = has_room ? std::min(all, input.balloon_resident) : all;
     order.paging_target = has_paging(policy_) ? input.paged - surplus : Bytes(0);
   } else if (policy_ == MemoryPolicy::page_then_balloon) {
     const Bytes from_balloon = std::min(surplus, input.balloon_resident);

@@ -26,6 +26,8 @@ struct PolicyInput {
   bool has_agent = false;     ///< a session with balloonfs stands
   bool has_pager = false;     ///< this VM's frames can be paged out
   bool may_force = true;      ///< the arbiter allows paging now (always, for an operator's target)
+  bool is_room = false;       ///< the target is what an arbiter lets the VM have, not what somebody
+                              ///< wants it to shrink to
   std::string pager_problem;  ///< why page-out has stopped ("the store is full"); empty: it has not
 };
 
@@ -60,6 +62,9 @@ class TargetPolicy {
   /// flight move in a guest at rest.
   static constexpr Bytes kLeastTolerance = Bytes::mib(4);
   static constexpr std::uint64_t kTolerancePart = 256;  ///< of RAM, where that is more
+  /// A guest that is this part of RAM below its room needs no balloon yet: what it does not use it
+  /// has mostly never touched, so giving that away costs CPU time and frees nothing.
+  static constexpr std::uint64_t kRoomPart = 16;
   /// More than this passes in no step, so that a suspended host or a stalled daemon does not use up
   /// a timeout in which the primary mechanism could not run.
   static constexpr std::chrono::seconds kLongestStep{2};

@@ -57,12 +57,13 @@ Result<RamLayout> find_layout(const VmSpec& spec, const GuestRam& ram, Attachmen
   }
   warnings.insert(warnings.end(), sharers->warnings.begin(), sharers->warnings.end());
   attachment.paging_hazards = std::move(sharers->paging_hazards);
-  return layout_from_qmp(*qmp, ram.backings());
+  return layout_from_qmp(*qmp, ram.backings(), sharers->shared_backends);
 }
 
 /// The layout of before a restart. Devices may have been plugged in meanwhile; a monitor that does
 /// not answer now is no reason to leave the VM alone.
-Result<RamLayout> known_layout(const VmSpec& spec, const KnownVm& known, Attachment& attachment) {
+Result<RamLayout> known_layout(const VmSpec& spec, const KnownVm& known, const GuestRam& ram,
+                               Attachment& attachment) {
   attachment.known.warnings = known.warnings;
   if (Result<QmpClient> qmp = spec.qmp.empty() ? Result<QmpClient>(Error{""})
                                                : QmpClient::connect(spec.qmp, kAskAgainTimeout)) {
@@ -72,6 +73,10 @@ Result<RamLayout> known_layout(const VmSpec& spec, const KnownVm& known, Attachm
         return good.error();
       }
       attachment.paging_hazards = sharers->paging_hazards;
+      if (!sharers->shared_backends.empty()) {
+        // Plugged in meanwhile, or remembered by a daemon that took it for RAM.
+        return layout_from_qmp(*qmp, ram.backings(), sharers->shared_backends);
+      }
     }
   }
   return RamLayout::create(known.segments);
@@ -100,12 +105,26 @@ Result<Attachment> attach_vm(const VmSpec& spec, const std::optional<KnownVm>& k
 
   const bool is_known = known && known->backings == attachment.known.backings;
   Result<RamLayout> layout =
-      is_known ? known_layout(spec, *known, attachment) : find_layout(spec, *ram, attachment);
+      is_known ? known_layout(spec, *known, *ram, attachment) : find_layout(spec, *ram, attachment);
   if (!layout) {
     return layout.error();
   }
-  attachment.layout = std::move(*layout);
-  attachment.known.segments = attachment.layout.segments();
+  attachment.was_known = is_known;
+  attachment.known.segments = layout->segments();
+  std::vector<std::string> no_ram;
+  Result<RamLayout> kept = keep_only_ram(*layout, *ram, no_ram);
+  if (!kept) {
+    return kept.error();
+  }
+  attachment.layout = std::move(*kept);
+  for (const std::string& name : no_ram) {
+    const std::string warning =
+        fmt::format("shared memory '{}' is no RAM of the guest: it is left alone", name);
+    auto& warnings = attachment.known.warnings;
+    if (std::find(warnings.begin(), warnings.end(), warning) == warnings.end()) {
+      warnings.push_back(warning);  // once, also after a restart
+    }
+  }
 
   Result<UniqueFd> channel = connect_channel(spec.channel);
   if (!channel) {

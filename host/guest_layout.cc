@@ -146,15 +146,20 @@ Result<RamLayout> place_in_backings(std::span<const PlacedRam> runs,
   return RamLayout::create(std::move(segments));
 }
 
-Result<RamLayout> layout_from_qmp(QmpClient& qmp, std::span<const Backing> backings) {
+Result<RamLayout> layout_from_qmp(QmpClient& qmp, std::span<const Backing> backings,
+                                  std::span<const std::string> shared_backends) {
   const Result<boost::json::value> memdev_reply = qmp.execute("query-memdev");
   if (!memdev_reply) {
     return memdev_reply.error();
   }
-  const Result<std::vector<MemoryBackend>> memdevs = parse_memdevs(*memdev_reply);
+  Result<std::vector<MemoryBackend>> memdevs = parse_memdevs(*memdev_reply);
   if (!memdevs) {
     return memdevs.error();
   }
+  std::erase_if(*memdevs, [&](const MemoryBackend& backend) {
+    return std::find(shared_backends.begin(), shared_backends.end(), backend.id) !=
+           shared_backends.end();
+  });
   for (const MemoryBackend& backend : *memdevs) {
     if (!backend.shared) {
       return Error{fmt::format(
@@ -211,6 +216,36 @@ Result<RamLayout> identity_layout(std::span<const Backing> backings) {
   return RamLayout::create(std::move(segments));
 }
 
+Result<RamLayout> keep_only_ram(const RamLayout& layout, GuestRam& ram,
+                                std::vector<std::string>& dropped) {
+  constexpr std::uint32_t kUnused = ~0U;
+  std::vector<std::uint32_t> renamed(ram.backings().size(), kUnused);
+  for (const RamSegment& segment : layout.segments()) {
+    if (segment.backing >= renamed.size()) {
+      return Error{fmt::format("there is no memory backing {} in {}", segment.backing,
+                               ram.process().label())};
+    }
+    renamed[segment.backing] = 0;
+  }
+  std::vector<InodeId> kept;
+  for (std::size_t i = 0; i < renamed.size(); ++i) {
+    if (renamed[i] == kUnused) {
+      dropped.push_back(ram.backings()[i].name);
+    } else {
+      renamed[i] = static_cast<std::uint32_t>(kept.size());
+      kept.push_back(ram.backings()[i].id());
+    }
+  }
+  if (const Result<void> done = ram.keep_only(kept); !done) {
+    return done.error();
+  }
+  std::vector<RamSegment> segments = layout.segments();
+  for (RamSegment& segment : segments) {
+    segment.backing = renamed[segment.backing];
+  }
+  return RamLayout::create(std::move(segments));
+}
+
 void add_sharing_devices(const boost::json::value& qom_list, RamSharers& sharers) {
   if (!qom_list.is_array()) {
     return;
@@ -230,11 +265,6 @@ void add_sharing_devices(const boost::json::value& qom_list, RamSharers& sharers
       sharers.assigned_devices.push_back(fmt::format("'{}', VFIO", id));
     } else if (type.starts_with("child<vhost-vdpa")) {
       sharers.assigned_devices.push_back(fmt::format("'{}', vDPA", id));
-    } else if (type.starts_with("child<ivshmem")) {
-      sharers.paging_hazards.push_back(fmt::format(
-          "device '{}' (ivshmem) shares memory with other processes, which write to it unseen; "
-          "remove the device, or attach without a store",
-          id));
     } else if (type.starts_with("child<vhost-user")) {
       sharers.paging_hazards.push_back(fmt::format(
           "device '{}' (vhost-user) is served by another process, which maps guest RAM itself: "
@@ -316,6 +346,13 @@ Result<RamSharers> find_ram_sharers(QmpClient& qmp) {
             "device '{}' (virtio-balloon{}) discards the same RAM: nothing is lost, but footprint "
             "is then not ours alone; leave its target at full RAM or remove it",
             id, reports ? " with free page reporting" : ""));
+      }
+      if (type.starts_with("child<ivshmem")) {
+        const Result<boost::json::value> memdev = qmp.execute(
+            "qom-get", {{"path", std::string(path) + "/" + id}, {"property", "memdev"}});
+        if (memdev && memdev->is_string()) {  // "/objects/shm0"
+          sharers.shared_backends.emplace_back(region_id(memdev->get_string()));
+        }
       }
     }
     add_sharing_devices(*reply, sharers);

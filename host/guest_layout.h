@@ -49,12 +49,19 @@ struct PlacedRam {
 [[nodiscard]] Result<RamLayout> place_in_backings(std::span<const PlacedRam> runs,
                                                   std::span<const Backing> backings);
 
-/// All of the above over QMP.
-[[nodiscard]] Result<RamLayout> layout_from_qmp(QmpClient& qmp, std::span<const Backing> backings);
+/// All of the above over QMP. `shared_backends`: ids of those that are no RAM of the guest, though
+/// it sees them among its memory.
+[[nodiscard]] Result<RamLayout> layout_from_qmp(QmpClient& qmp, std::span<const Backing> backings,
+                                                std::span<const std::string> shared_backends);
 
 /// Without QMP: guest-physical address = backing offset. Right only below every PCI hole, so more
 /// than 2 GiB or more than one backing is refused with the advice to give the monitor.
 [[nodiscard]] Result<RamLayout> identity_layout(std::span<const Backing> backings);
+
+/// Drops from `ram` every backing that no segment of `layout` lies in, and returns `layout` for
+/// what is left, with the names of the objects that were dropped in `dropped`.
+[[nodiscard]] Result<RamLayout> keep_only_ram(const RamLayout& layout, GuestRam& ram,
+                                              std::vector<std::string>& dropped);
 
 /// What else in this VM discards or pins guest RAM.
 struct RamSharers {
@@ -67,6 +74,9 @@ struct RamSharers {
   /// frame that is being paged out would lose it. A discard is safe: the guest uses none of what it
   /// discards.
   std::vector<std::string> paging_hazards;
+  /// Ids of memory backends that are shared with other processes (ivshmem): a guest sees them as
+  /// memory behind a PCI device, and discarding or paging them would take others' data.
+  std::vector<std::string> shared_backends;
 };
 
 /// What QMP `qom-list` of a device container says about sharers (devices with a property of their

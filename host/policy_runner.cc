@@ -143,6 +143,7 @@ void PolicyRunner::step(const Look& look, Clock::time_point now) {
   }
   // The operator's own target may always be forced; the arbiter says when its share may.
   input.may_force = may_force_ || ceiling_ <= wanted();
+  input.is_room = wanted() < ceiling_;
   const PolicyOrder& order = policy_.step(input, now);
   tell();
   if (order.state == PolicyState::watching) {

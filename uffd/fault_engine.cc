@@ -29,6 +29,13 @@ constexpr std::chrono::microseconds kNoMemoryRetry{2000};
 // While the RAM takes all it may (page-out makes room for hundreds of pages in that time), or what
 // is waited for is lost.
 constexpr std::chrono::microseconds kHeldRetry{500};
+// Between two looks at the clock a reader looks for faults so often, and gives way each time: some
+// microseconds while a CPU is free. Where it takes kCrowded, others use the CPUs, and giving way
+// means to wait for the end of a time slice, 3 ms and more; who sleeps is woken at once. So the
+// reader sleeps instead for kCrowdedFor.
+constexpr unsigned kIdleReads = 8;
+constexpr std::chrono::microseconds kCrowded{500};
+constexpr std::chrono::seconds kCrowdedFor{1};
 // Refaulted ranges that wait for the control plane: at 1 MiB each 4 GiB of deflation.
 constexpr std::size_t kRing = 4096;
 
@@ -161,10 +168,12 @@ void FaultEngine::Reader::run() {
   ::pthread_setname_np(::pthread_self(), "fb-faults");
   auto active = Clock::now();
   unsigned idle_reads = 0;
+  Clock::time_point looked = active;  // at the clock
+  Clock::time_point crowded_until{};
   while (!stop_.load(std::memory_order_relaxed) && serving()) {
     if (read_all()) {
       idle_reads = 0;
-      active = Clock::now();
+      looked = active = Clock::now();
       engine_.last_active_.store(active.time_since_epoch(), std::memory_order_relaxed);
       continue;
     }
@@ -175,16 +184,25 @@ void FaultEngine::Reader::run() {
         const timespec wait{0, std::chrono::nanoseconds(pause).count()};
         (void)::ppoll(polled_.data(), out_of_memory_ ? 1 : polled_.size(), &wait, nullptr);
       }
-      active = Clock::now();
+      looked = active = Clock::now();
       continue;
     }
     // Looking at the clock costs as much as a read; once in eight is exact enough. Faults of any
     // shard keep all readers looking: one that gives way on the CPU where the answered thread
     // belongs picks that thread up at once, which otherwise takes an interrupt to that CPU (5 us
     // instead of 21 for a single refault in a virtual machine).
-    if (spin_.count() > 0) {
-      const Clock::time_point any(engine_.last_active_.load(std::memory_order_relaxed));
-      if (++idle_reads % 8 != 0 || Clock::now() - std::max(active, any) < spin_) {
+    if (spin_.count() > 0 && active >= crowded_until) {
+      bool spins = true;
+      if (++idle_reads % kIdleReads == 0) {
+        const auto now = Clock::now();
+        if (now - looked > kCrowded) {
+          crowded_until = now + kCrowdedFor;
+        }
+        looked = now;
+        const Clock::time_point any(engine_.last_active_.load(std::memory_order_relaxed));
+        spins = now - std::max(active, any) < spin_ && now >= crowded_until;
+      }
+      if (spins) {
         // Giving way also lets the answered thread have this very CPU (p99 9 us, 107 without).
         ::sched_yield();
         continue;
@@ -192,7 +210,7 @@ void FaultEngine::Reader::run() {
     }
     const auto slept = Clock::now();
     sleep();
-    active = Clock::now();
+    looked = active = Clock::now();
     // As with the kernel's halt polling: a wake-up soon after going to sleep says that a longer
     // spin would have caught it; a long sleep says that spinning was for nothing.
     if (active - slept < max_spin_) {

@@ -296,6 +296,22 @@ GuestRam GuestRam::adopt(Process process, std::vector<Backing> backings) {
   return {std::move(process), std::move(backings)};
 }
 
+Result<void> GuestRam::keep_only(std::span<const InodeId> objects) {
+  for (const InodeId& object : objects) {
+    const bool is_there = std::any_of(backings_.begin(), backings_.end(),
+                                      [&](const Backing& b) { return b.id() == object; });
+    if (!is_there) {
+      return Error{process_.label() + " does not map the memory object " +
+                   std::to_string(object.device) + ":" + std::to_string(object.inode) +
+                   " as its guest's RAM"};
+    }
+  }
+  std::erase_if(backings_, [&](const Backing& backing) {
+    return std::find(objects.begin(), objects.end(), backing.id()) == objects.end();
+  });
+  return {};
+}
+
 Bytes GuestRam::size() const {
   Bytes sum;
   for (const auto& backing : backings_) {

@@ -26,6 +26,13 @@ struct VmmMapping {
   [[nodiscard]] std::uint64_t end() const { return address + range.size.count(); }
 };
 
+/// Names a memory object, whoever opens it.
+struct InodeId {
+  dev_t device = 0;
+  ino_t inode = 0;
+  bool operator==(const InodeId&) const = default;
+};
+
 /// One memory object behind guest RAM. backings()[i] is what RamSegment::backing == i means.
 struct Backing {
   enum class Kind { memfd, tmpfs_file, shared_anonymous };
@@ -40,6 +47,7 @@ struct Backing {
 
   /// Memory really allocated now, from st_blocks; zero if the object cannot be asked any more.
   [[nodiscard]] Bytes footprint() const;
+  [[nodiscard]] InodeId id() const { return {device, inode}; }
 };
 
 class GuestRam {
@@ -59,6 +67,12 @@ class GuestRam {
 
   /// For RAM that is known already (a VMM of our own, a test): takes the objects as they are.
   [[nodiscard]] static GuestRam adopt(Process process, std::vector<Backing> backings);
+
+  /// Lets go of every object that is not among `objects`: a VMM also shares memory that is no RAM
+  /// of its guest (ivshmem, a backend that no machine uses), which is nobody's to discard or to
+  /// page. Fails, and changes nothing, where one of them is not there. Indexes of backings()
+  /// change.
+  [[nodiscard]] Result<void> keep_only(std::span<const InodeId> objects);
 
   [[nodiscard]] std::span<const Backing> backings() const { return backings_; }
   /// Sum of the sizes.

@@ -10,6 +10,7 @@
 #include "daemon_fixture.h"
 #include "host/attachment.h"
 #include "host/qmp_client.h"
+#include "host/vm_pager.h"
 
 namespace fileballoon::host {
 namespace {
@@ -161,6 +162,80 @@ TEST_F(DaemonQemu, QemusOwnBalloonIsNamed) {
   ASSERT_TRUE(attached) << attached.error().message;
   EXPECT_THAT(attached->known.warnings,
               ElementsAre(AllOf(HasSubstr("'oldballoon'"), HasSubstr("free page reporting"))));
+}
+
+// Other processes work in such memory: a page of it that is discarded or paged out is their loss.
+TEST_F(DaemonQemu, SharedMemoryThatIsNoRamIsNeitherDiscardedNorPaged) {
+  auto machine = one_backend("q35", "256M");
+  machine.insert(machine.begin(), {"-object", "memory-backend-memfd,id=shm0,share=on,size=512M",
+                                   "-device", "ivshmem-plain,memdev=shm0", "-object",
+                                   "memory-backend-memfd,id=spare,share=on,size=32M"});
+  boot(machine);
+  const auto all = GuestRam::open(qemu.pid());
+  ASSERT_TRUE(all) << all.error().message;
+  ASSERT_EQ(all->backings().size(), 3U);
+  const std::vector<std::byte> data(std::size_t{8} << 20, std::byte{7});
+  for (const Backing& backing : all->backings()) {
+    ASSERT_EQ(::pwrite(backing.fd.get(), data.data(), data.size(), 1 << 20),
+              static_cast<ssize_t>(data.size()));
+  }
+  spec.refault = RefaultMode::uffd;
+  const auto attached = attach_vm(spec);
+  ASSERT_TRUE(attached) << attached.error().message;
+  EXPECT_EQ(attached->ram->size(), Bytes::mib(256));
+  EXPECT_THAT(attached->known.warnings, ElementsAre(HasSubstr("is no RAM of the guest")));
+  EXPECT_THAT(attached->paging_hazards, IsEmpty());
+  EXPECT_EQ(attached->layout.segments().front().backing, 0U);
+  const BackingRange next{1, {HostOffset(0), Bytes(kPageSize)}};
+  EXPECT_EQ(attached->ram->discard(next).discarded, 0U);
+
+  const std::string socket = attached->ram->keeper_socket();
+  PagingOptions store;
+  store.vm = "vm1";
+  store.memory = Bytes::mib(64);
+  const Result<void> started = start_paging(socket, store);
+  ASSERT_TRUE(started) << started.error().message;
+  auto pager = faultd::PagingClient::connect(socket);
+  ASSERT_TRUE(pager) << pager.error().message;
+  ASSERT_TRUE(pager->set_goal(Bytes(0)));
+  EXPECT_TRUE(eventually([&] { return attached->ram->footprint() < Bytes::mib(1); }, 20s))
+      << attached->ram->footprint().as_mib();
+  for (const Backing& backing : all->backings()) {
+    if (backing.size != Bytes::mib(256)) {
+      EXPECT_EQ(backing.footprint(), Bytes(data.size())) << backing.name;
+    }
+  }
+  attached->ram->give_back();
+}
+
+// A frame may have gone out before the device came that forbids it: it must still come back.
+TEST_F(DaemonQemu, AVmThatIsFoundAgainKeepsItsStoreWhateverWasPluggedInMeanwhile) {
+  boot(one_backend("q35", "256M"));
+  start();
+  const Output done =
+      ctl({"attach", "vm1", "--pid", std::to_string(qemu.pid()), "--channel", spec.channel, "--qmp",
+           spec.qmp, "--refault", "uffd", "--store-memory", "64M"});
+  ASSERT_EQ(done.status, 0) << done.error;
+  daemon_.end(SIGKILL);
+  const std::string disk = path("disk.img");
+  std::ofstream(disk) << std::string(1 << 20, '\0');
+  {
+    auto qmp = QmpClient::connect(spec.qmp);
+    ASSERT_TRUE(qmp) << qmp.error().message;
+    const auto added =
+        qmp->execute("blockdev-add", {{"driver", "file"},
+                                      {"node-name", "d0"},
+                                      {"filename", disk},
+                                      {"cache", boost::json::object{{"direct", true}}}});
+    ASSERT_TRUE(added) << added.error().message;
+  }
+  start();
+  EXPECT_TRUE(eventually([&] {
+    const boost::json::object vm = stats("vm1");
+    const auto* paging = vm.if_contains("paging");
+    return paging != nullptr && paging->is_object() && paging->as_object().contains("paged_bytes");
+  })) << boost::json::serialize(stats("vm1"));
+  EXPECT_EQ(ctl({"detach", "vm1"}).status, 0);
 }
 
 // Both would lose what a device writes to a frame that is being paged out.

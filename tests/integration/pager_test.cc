@@ -577,6 +577,40 @@ TEST_F(PagerTest, AGuestThatFillsFastStaysBelowItsCeilingAndLosesNothing) {
   EXPECT_EQ(wrong_pages(), 0U);
 }
 
+// Room is made of what nobody uses, however much is wanted: else a guest at its ceiling would do
+// nothing but page in.
+TEST_F(PagerTest, AGuestThatFillsFastAtItsCeilingKeepsWhatItUsesAllTheTime) {
+  start(compressed(Bytes::mib(64)), Bytes::mib(64));
+  ASSERT_EQ(out(0, memory_->pages()).zero, memory_->pages());
+  serve({});
+  service_->set_ceiling(Bytes::mib(24));
+  constexpr std::uint64_t kHot = 1024;
+  const auto touch_hot = [&] {
+    for (std::uint64_t page = 0; page < kHot; ++page) {
+      *reinterpret_cast<volatile std::uint64_t*>(memory_->page(page) + 64) = page;
+    }
+  };
+  touch_hot();
+  std::atomic<bool> stop{false};
+  std::thread guest([&] {
+    while (!stop) {
+      touch_hot();
+    }
+  });
+  for (std::uint64_t page = kHot; page < memory_->pages(); ++page) {
+    testing::fill_compressible(memory_->page(page), page);
+  }
+  stop = true;
+  guest.join();
+  EXPECT_GT(pager_->stats().paged_out, 8192U) << "there was room for everything";
+  std::uint64_t left = 0;
+  for (std::uint64_t page = 0; page < kHot; ++page) {
+    left += pager_->ram().frames(0).state(page) == FrameState::backed ? 1 : 0;
+  }
+  EXPECT_GE(left, kHot / 2) << "the working set was paged out";
+  EXPECT_LT(pager_->stats().faults, 2 * kHot);
+}
+
 TEST_F(PagerTest, ACeilingThatAFullStoreCannotKeepOpensAndTheGuestGoesOn) {
   start(compressed(Bytes::mib(1)), Bytes::mib(32));
   ASSERT_EQ(out(0, memory_->pages()).zero, memory_->pages());
@@ -654,6 +688,15 @@ TEST_P(TrackerTest, PagesInUseAreYoungAndOthersGrowOld) {
   if (GetParam() == AccessMethod::unmap) {
     EXPECT_EQ(ages.age(3050), 0U) << "reads must be seen";
   }
+  // A look at a part leaves the rest as it is.
+  const HostRange part{HostOffset(4096 * kPageSize), Bytes::pages(1024)};
+  *reinterpret_cast<volatile std::uint64_t*>(memory_->page(4100) + 64) = 1;
+  const AccessTracker::Look look = tracker.look_at(0, part);
+  ASSERT_EQ(look.error, 0);
+  EXPECT_GE(look.accessed, 1U);
+  EXPECT_EQ(ages.age(4100), 0U);
+  EXPECT_EQ(ages.age(5000), 4U);
+  EXPECT_EQ(ages.age(6000), 3U);
   EXPECT_EQ(footprint(), Bytes::pages(memory_->pages())) << "looking must not take memory away";
 }
 

@@ -310,6 +310,36 @@ TEST_F(PagedVm, TheStoreOfAnAttachedVmIsNotChangedInSilence) {
   expect_pattern();
 }
 
+// What is paged out lies where it went, whatever the configuration says by now.
+TEST_F(PagedVm, AStoreThatTheConfigurationChangesMeanwhileIsKeptAndNamed) {
+  const auto with_store = [&](const std::string& store) {
+    return "[[vm]]\nname = \"vm1\"\npid = " + std::to_string(vmm.pid()) + "\nchannel = \"" +
+           guest.socket() +
+           "\"\nrefault = \"uffd\"\npolicy = \"page-only\"\nfootprint = \"50%\"\n" +
+           "paging = " + store + "\n";
+  };
+  std::filesystem::create_directory(path("store"));
+  const std::string first = with_store("{ path = \"" + path("store") + "\" }");
+  ASSERT_EQ(vmm.ask("fill 0 16384"), "ok");
+  start(first);
+  ASSERT_TRUE(eventually([&] { return paging().at("available").as_bool(); }));
+  ASSERT_TRUE(reaches("at-target", 30s)) << json::serialize(stats("vm1"));
+  daemon_.end(SIGKILL);
+  start(first);
+  ASSERT_TRUE(eventually([&] { return has_event("vm-attached", "vm1"); }));
+  EXPECT_FALSE(has_event("store-kept")) << "nothing has changed";
+  daemon_.end(SIGKILL);
+  start(with_store("{ memory = \"16M\" }"));
+  ASSERT_TRUE(eventually([&] { return has_event("store-kept", "vm1"); }));
+  EXPECT_THAT(event("store-kept"),
+              AllOf(HasSubstr("16 MiB of compressed memory"), HasSubstr(path("store")),
+                    HasSubstr("detach the VM to change it")));
+  ASSERT_TRUE(eventually([&] { return paging().at("available").as_bool(); }));
+  EXPECT_GE(paged(), Bytes::mib(27));
+  EXPECT_EQ(paging().at("store_memory_bytes").to_number<int>(), 0);
+  expect_pattern();
+}
+
 TEST_F(PagedVm, AStoreOfAnotherVmIsRefusedByName) {
   start_paged({"--store-memory", "16M"});
   testing::StandIn other{{"--quiet"}};

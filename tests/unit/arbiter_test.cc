@@ -212,6 +212,25 @@ TEST(Arbiter, TheIdleTaxDecidesBetweenIsolationAndUse) {
   EXPECT_GT(goal_of_idle_vm(0.5), goal_of_idle_vm(0.75));
 }
 
+TEST(Arbiter, AJobThatHasEndedDoesNotHoldBackThoseThatRun) {
+  World w(Bytes::gib(64));
+  w.host_extra.limit = Bytes::gib(2);
+  for (int i = 0; i < 3; ++i) {
+    w.add({.ram = Bytes::gib(1), .minimum = Bytes(0), .ceiling = {}, .band = 0},
+          Bytes::mib(i < 2 ? 800 : 100), Bytes::mib(i < 2 ? 800 : 100));
+  }
+  w.tick(20);
+  w.guests[0].active = Bytes::mib(100);  // its job has ended; another begins
+  w.guests[2].active = Bytes::mib(800);
+  w.tick(3);
+  EXPECT_GE(w.target(1), Bytes::mib(850)) << w.words(1);
+  EXPECT_GE(w.target(2), Bytes::mib(800)) << w.words(2);
+  // With room for all it is still given the minute to come back in.
+  w.guests[2].active = Bytes::mib(100);
+  w.tick(3);
+  EXPECT_GE(w.decision(0).need, Bytes::mib(700));
+}
+
 TEST(Arbiter, RaisingWaitsUntilTheMemoryIsThere) {
   World w(Bytes::gib(8));
   const auto high = w.add(0, Bytes::mib(500), Bytes::gib(1));
@@ -316,6 +335,36 @@ TEST(Arbiter, AfterAFastDeflateTheTargetIsHeldForAWhile) {
     w.tick();
     EXPECT_GE(w.target(vm), raised) << w.words(vm);
   }
+}
+
+TEST(Arbiter, AGuestThatGrowsForLongDoesNotNeedTheSumOfWhatItTook) {
+  World w(Bytes::gib(8));
+  const auto vm = w.add(1, Bytes::mib(500), Bytes::mib(700));
+  for (int i = 0; i < 20; ++i) {
+    w.guests[vm].deflated = Bytes::mib(64);
+    w.guests[vm].active += Bytes::mib(64);
+    w.guests[vm].footprint += Bytes::mib(64);
+    w.tick();
+  }
+  const Bytes used = w.guests[vm].active + Bytes(w.guests[vm].active.count() / 8);
+  EXPECT_GE(w.decision(vm).need, used + Bytes::mib(128)) << "as much again within the next second";
+  EXPECT_LE(w.decision(vm).need, used + Bytes::mib(256)) << w.words(vm);
+}
+
+TEST(Arbiter, ManyTicksWithinASecondSeeTheSameFastDeflate) {
+  World w(Bytes::gib(8));
+  const auto vm = w.add(1, Bytes::gib(1), Bytes::gib(2));
+  w.tick(60);
+  for (int i = 0; i < 10; ++i) {
+    w.arbiter.report(w.guests[vm].id, {.footprint = w.guests[vm].footprint,
+                                       .guest_known = true,
+                                       .available = Bytes::gib(3),
+                                       .deflated = Bytes::mib(6),
+                                       .idle = std::nullopt});
+    w.now += std::chrono::milliseconds(100);
+    w.arbiter.tick(w.host(), w.now);
+  }
+  EXPECT_GE(w.decision(vm).need, Bytes::gib(1) + Bytes::mib(128 + 64)) << w.words(vm);
 }
 
 TEST(Arbiter, EverydayReclaimIsNoFastDeflate) {

@@ -226,14 +226,12 @@ TEST(Sharers, DevicesThatWriteUnseenForbidPaging) {
   add_sharing_devices(boost::json::parse(R"([
       {"name": "type", "type": "string"},
       {"name": "fs0", "type": "child<vhost-user-fs-pci>"},
-      {"name": "shm0", "type": "child<ivshmem-plain>"},
       {"name": "disk0", "type": "child<virtio-blk-pci>"},
       {"name": "vsock0", "type": "child<vhost-vsock-pci>"}])"),
                       sharers);
   EXPECT_THAT(sharers.assigned_devices, IsEmpty());
   EXPECT_THAT(sharers.paging_hazards,
-              ElementsAre(AllOf(HasSubstr("'fs0' (vhost-user)"), HasSubstr("without a store")),
-                          HasSubstr("'shm0' (ivshmem)")));
+              ElementsAre(AllOf(HasSubstr("'fs0' (vhost-user)"), HasSubstr("without a store"))));
 }
 
 TEST(Sharers, AssignedDevicesForbidEvenDiscards) {

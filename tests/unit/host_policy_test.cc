@@ -87,6 +87,16 @@ TEST_F(Runner, TheArbitersShareCountsOnlyBelowTheOperatorsTarget) {
   EXPECT_EQ(runner.wanted(), Bytes::mib(600));
 }
 
+TEST_F(Runner, TheArbitersShareIsRoomAndTheOperatorsTargetIsAWish) {
+  look.footprint = Bytes::mib(100);
+  runner.set_share(Bytes::mib(600), false);
+  (void)after(250ms);
+  EXPECT_EQ(balloon.last.balloon_target, Bytes(0));
+  ASSERT_TRUE(runner.set_ceiling(Bytes::mib(600)));
+  (void)after(250ms);
+  EXPECT_EQ(balloon.last.balloon_target, Bytes::mib(424));
+}
+
 TEST_F(Runner, ForceForTheArbitersShareNeedsTheArbitersWord) {
   runner.set_share(Bytes::mib(400), false);
   EXPECT_EQ(after(6s), PolicyState::blocked);

@@ -156,6 +156,24 @@ TEST_F(PolicyTest, AChangeOfPolicyPagesInWhatTheNewOneDoesNotHave) {
   EXPECT_EQ(policy.order().paging_target, Bytes(0));
 }
 
+// Memory that was never touched costs as much to balloon as any other, and frees nothing.
+TEST_F(PolicyTest, RoomThatIsNotUsedIsNotBallooned) {
+  input.footprint = Bytes::mib(130);
+  input.is_room = true;
+  target(Bytes::mib(640));
+  EXPECT_EQ(step().balloon_target, Bytes(0));
+  EXPECT_EQ(step().state, PolicyState::at_target) << policy.reason();
+  input.balloon_resident = Bytes::mib(50);
+  EXPECT_EQ(step().balloon_target, Bytes::mib(50)) << "what it has given stays given";
+  input.footprint = Bytes::mib(600);
+  EXPECT_EQ(step().balloon_target, Bytes::mib(384)) << "it comes close";
+  input.footprint = Bytes::mib(700);
+  EXPECT_EQ(step().balloon_target, Bytes::mib(384));
+  input.footprint = Bytes::mib(130);
+  input.is_room = false;
+  EXPECT_EQ(step().balloon_target, Bytes::mib(384)) << "an operator's target is a wish";
+}
+
 TEST_F(PolicyTest, ClearingTheTargetGivesEverythingBack) {
   target(Bytes::mib(400));
   page_out(Bytes::mib(300));

@@ -144,6 +144,10 @@ Result<void> FaultdClient::start_keeper() const {
       "--refaults", options_.refaults == RefaultMode::kernel ? "kernel" : "engine",
       "--resolver", to_string(options_.resolver),
       "--shards",   std::to_string(options_.shards)};
+  for (const Backing& backing : ram_.backings()) {
+    arguments.insert(arguments.end(), {"--object", std::to_string(backing.device) + ":" +
+                                                       std::to_string(backing.inode)});
+  }
   std::vector<char*> argv;
   for (auto& argument : arguments) {
     argv.push_back(argument.data());

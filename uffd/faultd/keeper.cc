@@ -45,6 +45,11 @@ Result<std::unique_ptr<Keeper>> Keeper::attach(pid_t pid, const Options& options
   if (ram.has_error()) {
     return ram.error();
   }
+  if (!options.objects.empty()) {
+    if (const Result<void> kept = ram->keep_only(options.objects); kept.has_error()) {
+      return kept.error();
+    }
+  }
   if (ram->backings().size() > kMaxBackings) {
     return Error{ram->process().label() + " has more than " + std::to_string(kMaxBackings) +
                  " memory backends"};

@@ -30,6 +30,8 @@ class Keeper {
     Resolver resolver = Resolver::zeropage;
     /// Userfaultfds, each with a reader: two answer a single thread faster than one does.
     unsigned shards = 2;
+    /// The memory objects that are the guest's RAM; empty: all that could be.
+    std::vector<InodeId> objects;
   };
 
   /// Finds the RAM of `pid`, attaches and starts to answer faults.

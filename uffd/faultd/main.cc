@@ -14,6 +14,7 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <sstream>
 
 #include "uffd/faultd/keeper.h"
 #include "uffd/pager/keeper_guard.h"
@@ -80,6 +81,18 @@ UniqueFd go_to_background() {
   return UniqueFd(verdict[1]);
 }
 
+// "DEVICE:INODE"
+std::string parse_object(const std::string& text, std::vector<InodeId>& out) {
+  std::istringstream in(text);
+  InodeId id;
+  char colon = 0;
+  if (!(in >> id.device >> colon >> id.inode) || colon != ':' || !in.eof()) {
+    return "'" + text + "' names no memory object; write DEVICE:INODE in decimal";
+  }
+  out.push_back(id);
+  return {};
+}
+
 int run(pid_t pid, const std::string& socket, const Keeper::Options& options, bool background) {
   UniqueFd verdict = background ? go_to_background() : UniqueFd();
   const auto fail = [&](const std::string& why) {
@@ -135,6 +148,11 @@ int main(int argc, char** argv) {
       ->transform(CLI::CheckedTransformer(modes));
   app.add_option("--shards", options.shards, "userfaultfds to divide the RAM among, default 2")
       ->check(CLI::Range(1, 16));
+  std::vector<std::string> objects;
+  app.add_option(
+      "--object", objects,
+      "DEVICE:INODE of a memory object that is RAM of the guest, as stat(1) shows them in "
+      "decimal; may be repeated (default: every shared object of at least 16 MiB)");
   app.add_flag("--daemonize", background, "attach, report, and go on in the background");
   app.set_version_flag("--version", "fileballoon-faultd " FILEBALLOON_VERSION);
   try {
@@ -150,6 +168,12 @@ int main(int argc, char** argv) {
     return 2;
   }
   options.socket = socket;
+  for (const std::string& object : objects) {
+    if (const std::string problem = parse_object(object, options.objects); !problem.empty()) {
+      std::cerr << "fileballoon-faultd: " << problem << '\n';
+      return 2;
+    }
+  }
   try {
     return run(pid, socket, options, background);
   } catch (const std::exception& error) {

@@ -69,8 +69,6 @@ Result<AccessTracker> AccessTracker::create(WatchedRam& ram, pid_t pid, std::vec
 
 AccessTracker::Look AccessTracker::look() {
   Look result;
-  const auto want =
-      method_ == AccessMethod::unmap ? Pagemap::Want::present : Pagemap::Want::writable;
   // Everything is a look older, what was used is young again. (An object mapped twice ages by the
   // first of its places and is made young by any.)
   for (std::uint32_t object = 0; object < ages_.size(); ++object) {
@@ -79,33 +77,57 @@ AccessTracker::Look AccessTracker::look() {
     }
   }
   for (const WatchedRam::Region& region : ram_->regions()) {
-    seen_.clear();
-    errno = 0;
-    if (!pagemap_.scan(region.where, want, [&](AddressRange run) { seen_.push_back(run); })) {
-      result.error = gone() ? ESRCH : errno != 0 ? errno : EIO;
-      return result;
-    }
-    for (const AddressRange& run : seen_) {
-      const std::uint64_t first = region.page_of(run.start);
-      for (std::uint64_t i = 0; i < run.size.whole_pages(); ++i) {
-        ages_[region.object]->set(first + i, 0);
-      }
-      result.accessed += run.size.whole_pages();
-    }
-    // A call costs as much as a hundred pages, and the trap does nothing to pages that were not
-    // touched: gaps are taken along.
-    for (std::size_t i = 0; i < seen_.size();) {
-      AddressRange span = seen_[i];
-      for (++i; i < seen_.size() && seen_[i].start - span.end() <= kGap.count(); ++i) {
-        span.size = Bytes(seen_[i].end() - span.start);
-      }
-      if (const int error = set_trap(region, span)) {
-        result.error = gone() ? ESRCH : error;
-        return result;
-      }
+    look_at_place(region, region.where, result);
+    if (result.error != 0) {
+      break;
     }
   }
   return result;
+}
+
+AccessTracker::Look AccessTracker::look_at(std::uint32_t object, HostRange range) {
+  Look result;
+  const std::uint64_t first = range.start.bytes() / kPageSize;
+  for (std::uint64_t page = first; page < first + range.pages(); ++page) {
+    ages_[object]->grow_older(page);
+  }
+  ram_->for_each_place(object, range, [&](const WatchedRam::Region& region, AddressRange where) {
+    if (result.error == 0) {
+      look_at_place(region, where, result);
+    }
+  });
+  return result;
+}
+
+void AccessTracker::look_at_place(const WatchedRam::Region& region, AddressRange where,
+                                  Look& result) {
+  const auto want =
+      method_ == AccessMethod::unmap ? Pagemap::Want::present : Pagemap::Want::writable;
+  seen_.clear();
+  errno = 0;
+  if (!pagemap_.scan(where, want, [&](AddressRange run) { seen_.push_back(run); })) {
+    result.error = gone() ? ESRCH : errno != 0 ? errno : EIO;
+    return;
+  }
+  for (const AddressRange& run : seen_) {
+    const std::uint64_t first = region.page_of(run.start);
+    for (std::uint64_t i = 0; i < run.size.whole_pages(); ++i) {
+      ages_[region.object]->set(first + i, 0);
+    }
+    result.accessed += run.size.whole_pages();
+  }
+  // A call costs as much as a hundred pages, and the trap does nothing to pages that were not
+  // touched: gaps are taken along.
+  for (std::size_t i = 0; i < seen_.size();) {
+    AddressRange span = seen_[i];
+    for (++i; i < seen_.size() && seen_[i].start - span.end() <= kGap.count(); ++i) {
+      span.size = Bytes(seen_[i].end() - span.start);
+    }
+    if (const int error = set_trap(region, span)) {
+      result.error = gone() ? ESRCH : error;
+      return;
+    }
+  }
 }
 
 // A process that exits shows itself as many errors before it is gone.

@@ -44,6 +44,8 @@ class AccessTracker {
   };
   /// Costs most for pages that are in use (`bench/pager_access` measures it).
   [[nodiscard]] Look look();
+  /// The same for a part of one object: only its pages grow older, and only they cost anything.
+  [[nodiscard]] Look look_at(std::uint32_t object, HostRange range);
 
   [[nodiscard]] AccessMethod method() const { return method_; }
 
@@ -56,6 +58,8 @@ class AccessTracker {
         ages_(std::move(ages)),
         method_(method) {}
   [[nodiscard]] bool gone() const;
+  /// Makes pages that were used in `where` young, and sets their traps.
+  void look_at_place(const WatchedRam::Region& region, AddressRange where, Look& result);
   [[nodiscard]] int set_trap(const WatchedRam::Region& region, AddressRange where);
 
   WatchedRam* ram_;

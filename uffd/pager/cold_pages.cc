@@ -45,6 +45,23 @@ std::uint64_t ColdPages::start(std::uint64_t wanted, unsigned min_age) {
   return found;
 }
 
+const ColdPages::Piece& ColdPages::turn() {
+  turned_ = (turned_ + stride_) % pieces_.size();
+  return pieces_[turned_];
+}
+
+void ColdPages::collect(const Piece& piece, unsigned min_age, Batch& batch) {
+  const FrameMap& frames = pager_.ram().frames(piece.object);
+  const AgeMap& ages = pager_.ages(piece.object);
+  batch.object = piece.object;
+  batch.pages.clear();
+  for (std::uint64_t page = piece.first; page < piece.end; ++page) {
+    if (frames.state(page) == FrameState::backed && ages.age(page) >= min_age) {
+      batch.pages.push_back(page);
+    }
+  }
+}
+
 void ColdPages::next(std::size_t limit, Batch& batch) {
   batch.pages.clear();
   for (; visited_ < pieces_.size(); ++visited_, page_ = 0) {

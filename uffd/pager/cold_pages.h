@@ -35,13 +35,20 @@ class ColdPages {
 
   [[nodiscard]] unsigned age() const { return age_; }
 
+  struct Piece {
+    std::uint32_t object = 0;
+    std::uint64_t first = 0;  // page
+    std::uint64_t end = 0;
+  };
+  /// For who looks at memory piece by piece, as the hand of a clock: the next one, in an order that
+  /// comes to each once before it begins anew, whatever rounds do meanwhile.
+  const Piece& turn();
+  /// Of `piece` all backed pages of at least this age. `batch` is reused.
+  void collect(const Piece& piece, unsigned min_age, Batch& batch);
+  [[nodiscard]] std::uint64_t pieces() const { return pieces_.size(); }
+
  private:
   Pager& pager_;
-  struct Piece {
-    std::uint32_t object;
-    std::uint64_t first;  // page
-    std::uint64_t end;
-  };
   [[nodiscard]] const Piece& piece(std::uint64_t visited) const {
     return pieces_[(offset_ + visited * stride_) % pieces_.size()];
   }
@@ -52,6 +59,7 @@ class ColdPages {
   std::uint64_t offset_ = 0;   // of this round
   std::uint64_t visited_ = 0;  // pieces that this round has left behind
   std::uint64_t page_ = 0;     // in the piece at hand, from its first
+  std::uint64_t turned_ = 0;   // where the hand stands
 };
 
 }  // namespace fileballoon

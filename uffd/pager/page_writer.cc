@@ -228,7 +228,22 @@ void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outco
     ++outcome.stored;
   }
   // Whoever was caught writing goes on: into a fault that the engine answers with the content.
-  unprotect(object, run.first, run.count);
+  // Holes keep their write-protection markers, which UFFDIO_COPY and UFFDIO_ZEROPAGE fill like
+  // empty entries (pte_none_mostly(), Linux 5.19): taking them away would be another walk and
+  // another TLB flush.
+  if (outcome.huge_page) {
+    unprotect(object, run.first, run.count);
+  } else {
+    wake(object, run.first, run.count);
+  }
+}
+
+void PageWriter::wake(std::uint32_t object, std::uint64_t first, std::uint64_t count) {
+  WatchedRam& ram = pager_.ram();
+  const HostRange range{HostOffset(first * kPageSize), Bytes::pages(count)};
+  ram.for_each_place(object, range, [&](const WatchedRam::Region& region, AddressRange where) {
+    (void)ram.shard_of(region).wake(where);
+  });
 }
 
 void PageWriter::unprotect(std::uint32_t object, std::uint64_t first, std::uint64_t count) {

@@ -28,9 +28,15 @@ constexpr Bytes kClose = Bytes::mib(128);
 // for it, it is the guest that runs.
 constexpr int kNice = 10;
 constexpr int kNiceInAHurry = 0;
-// Between two looks at what is in use while faults wait for room: a look at 1 GiB takes some
-// milliseconds, and a page must have a chance to be used in between.
-constexpr std::chrono::milliseconds kHurriedLook{100};
+// Looks take at most about this part of the time. A look unmaps all that was in use, and the guest
+// faults it in again.
+constexpr int kLookPart = 10;
+// While faults wait for room: a page that was looked at must have a chance to be used until the
+// clock comes round again.
+constexpr std::chrono::milliseconds kLeastTurn{100};
+// A guest that uses all it has within a turn is not looked at for so long: looking would cost it
+// faults and find nothing.
+constexpr std::chrono::seconds kTakeAny{1};
 // Of the ceiling, but no less and no more than: what is kept free, so that faults seldom wait. The
 // larger is what a guest fills at 300 MiB/s until the thread has woken and looked.
 constexpr std::uint64_t kReservePart = 32;
@@ -237,12 +243,10 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
     // left alone for a while
   } else if (ceiling &&
              (faults_are_held || taken > *ceiling - Bytes(reserve_of(*ceiling).count() / 2))) {
-    state = make_room(taken - *goal);
+    state = make_room((taken - *goal).whole_pages());
   } else if (now >= next_look_) {
-    next_look_ = now + options_.look_interval;
-    last_look_ = now;
-    if (const std::optional<State> blind = look()) {
-      state = *blind;
+    if (const std::optional<State> unseen = look()) {
+      state = *unseen;
     } else {
       // More than half of what went out since the last look is back: this set is in use.
       const PagerStats stats = pager_.stats();
@@ -250,9 +254,8 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
       const std::uint64_t out = stats.paged_out - out_before_;
       faults_before_ = stats.faults;
       out_before_ = stats.paged_out;
-      state = faults > PageWriter::kBatch && faults * 2 > out
-                  ? State::giving_way
-                  : page_out(taken - *goal, options_.min_age, Zeros::first);
+      state = faults > PageWriter::kBatch && faults * 2 > out ? State::giving_way
+                                                              : page_out(taken - *goal);
     }
   } else if (state == State::idle) {
     state = State::looking;
@@ -266,10 +269,16 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
 
 // Nothing, or the state that a look without result leads to.
 std::optional<PagerService::State> PagerService::look() {
+  const auto began = Clock::now();
   const int error = tracker_.look().error;
-  if (error == 0) {
-    return std::nullopt;
-  }
+  const auto end = Clock::now();
+  next_look_ =
+      std::max<Clock::time_point>(began + options_.look_interval, end + (end - began) * kLookPart);
+  return error == 0 ? std::nullopt : std::optional(blind(error));
+}
+
+// The state that a look which failed with this errno leads to.
+PagerService::State PagerService::blind(int error) {
   if (error == ESRCH) {
     return State::detached;  // the VM is gone
   }
@@ -277,35 +286,24 @@ std::optional<PagerService::State> PagerService::look() {
   return State::stopped;
 }
 
-// Faults wait, or soon will: what is coldest goes, however warm that is.
-PagerService::State PagerService::make_room(Bytes excess) {
+// Faults wait, or soon will.
+PagerService::State PagerService::make_room(std::uint64_t wanted) {
   const auto now = Clock::now();
-  if (now - last_look_ >= kHurriedLook) {
-    last_look_ = now;
-    if (const std::optional<State> blind = look()) {
-      return *blind;
+  if (turned_ == cold_.pieces()) {
+    if (now - turn_began_ < kLeastTurn && now >= take_any_until_) {
+      return State::looking;
     }
+    turned_ = 0;
+    turn_began_ = now;
   }
   set_niceness(kNiceInAHurry);
   const PagerStats before = pager_.stats();
-  State state = State::looking;
-  for (unsigned age = options_.min_age; state == State::looking; --age) {
-    state = page_out(excess, age, Zeros::as_they_come);
-    const Bytes taken = footprint();
-    const std::optional<Bytes> ceiling = [this] {
-      const std::lock_guard guard(mutex_);
-      return ceiling_;
-    }();
-    if (age == 0 || !ceiling || taken + Bytes(reserve_of(*ceiling).count() / 2) <= *ceiling) {
-      break;
-    }
-    excess = taken - (*ceiling - reserve_of(*ceiling));
-  }
+  const State state = turn_clock(wanted);
   set_niceness(kNice);
   const PagerStats after = pager_.stats();
   const bool made_room = after.paged_out > before.paged_out || after.zero_pages > before.zero_pages;
   fruitless_ = made_room ? 0 : fruitless_ + 1;
-  if (state != State::stopped && fruitless_ >= kMostFruitless) {
+  if (state == State::looking && fruitless_ >= kMostFruitless) {
     fruitless_ = 0;
     stop_for(StoreStatus::rejected);
     return State::stopped;
@@ -313,26 +311,58 @@ PagerService::State PagerService::make_room(Bytes excess) {
   return state;
 }
 
-PagerService::State PagerService::page_out(Bytes excess, unsigned min_age, Zeros zeros) {
+// A clock with a second chance: each piece is looked at when the hand comes to it, and what nobody
+// has used since it was there last goes. So looking costs in proportion to what is wanted, not to
+// the size of the VM. Ends with the turn, so that a new ceiling is heard.
+PagerService::State PagerService::turn_clock(std::uint64_t wanted) {
+  {
+    const std::lock_guard guard(mutex_);
+    state_ = State::paging_out;
+  }
+  while (turned_ < cold_.pieces() && wanted > 0 && !interrupt_) {
+    ++turned_;
+    const ColdPages::Piece& piece = cold_.turn();
+    const bool take_any = Clock::now() < take_any_until_;
+    if (!take_any) {
+      const HostRange range{HostOffset(piece.first * kPageSize),
+                            Bytes::pages(piece.end - piece.first)};
+      if (const int error = tracker_.look_at(piece.object, range).error; error != 0) {
+        return blind(error);
+      }
+    }
+    cold_.collect(piece, take_any ? 0 : 1, batch_);
+    if (batch_.pages.empty()) {
+      if (++in_use_ > 2 * cold_.pieces()) {
+        in_use_ = 0;
+        take_any_until_ = Clock::now() + kTakeAny;
+      }
+      continue;
+    }
+    in_use_ = 0;
+    if (batch_.pages.size() > wanted) {
+      batch_.pages.resize(wanted);
+    }
+    if (!write_batch(wanted)) {
+      return State::stopped;
+    }
+  }
+  return State::looking;
+}
+
+PagerService::State PagerService::page_out(Bytes excess) {
   {
     const std::lock_guard guard(mutex_);
     state_ = State::paging_out;
   }
   std::uint64_t wanted = (excess.count() + kPageSize - 1) / kPageSize;
-  if (cold_.start(wanted, min_age) == 0) {
+  if (cold_.start(wanted, options_.min_age) == 0) {
     return State::looking;
   }
   // Zero pages first: they cost no room and no compression, and come back for nothing.
-  // To find them, everything that is cold is read: not while faults wait.
   for (const bool zero_only : {true, false}) {
-    if (zero_only && zeros == Zeros::as_they_come) {
-      continue;
-    }
     cold_.rewind();
     while (wanted > 0 && !interrupt_) {
-      if (zeros == Zeros::first) {
-        yield_to_faults();
-      }
+      yield_to_faults();
       const std::uint64_t limit =
           zero_only ? PageWriter::kBatch : std::min<std::uint64_t>(PageWriter::kBatch, wanted);
       cold_.next(limit, batch_);

@@ -80,10 +80,11 @@ class PagerService {
  private:
   void run();
   void step(std::unique_lock<std::mutex>& lock);
-  enum class Zeros { first, as_they_come };
-  [[nodiscard]] State page_out(Bytes excess, unsigned min_age, Zeros zeros);
+  [[nodiscard]] State page_out(Bytes excess);
   [[nodiscard]] std::optional<State> look();
-  [[nodiscard]] State make_room(Bytes excess);
+  [[nodiscard]] State blind(int error);
+  [[nodiscard]] State make_room(std::uint64_t wanted);
+  [[nodiscard]] State turn_clock(std::uint64_t wanted);
   void enforce_ceiling(State state);
   /// Whether a piece more may be brought back unasked.
   [[nodiscard]] bool has_room(const std::optional<Bytes>& ceiling) const;
@@ -119,8 +120,12 @@ class PagerService {
   Clock::time_point next_upkeep_{};
   std::uint64_t faults_before_ = 0;
   std::uint64_t out_before_ = 0;
-  Clock::time_point last_look_{};
   unsigned fruitless_ = 0;  // attempts to make room, one after the other, that made none
+  // The clock of make_room().
+  Clock::time_point turn_began_{};
+  std::uint64_t turned_ = 0;  // pieces since then
+  std::uint64_t in_use_ = 0;  // pieces, one after the other, that had nothing to give
+  Clock::time_point take_any_until_{};
   std::atomic<bool> interrupt_{false};
   std::thread thread_;
 };
