@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <ctime>
 #include <new>
 
 namespace fileballoon {
@@ -28,8 +29,8 @@ constexpr Bytes kClose = Bytes::mib(128);
 // for it, it is the guest that runs.
 constexpr int kNice = 10;
 constexpr int kNiceInAHurry = 0;
-// Looks take at most about this part of the time. A look unmaps all that was in use, and the guest
-// faults it in again.
+// Looks take at most about this part of the time, counted in CPU time, so that a crowded machine
+// does not make them rare. A look unmaps all that was in use, and the guest faults it in again.
 constexpr int kLookPart = 10;
 // While faults wait for room: a page that was looked at must have a chance to be used until the
 // clock comes round again.
@@ -48,6 +49,12 @@ constexpr unsigned kMostFruitless = 50;
 // Of the calling thread. Going back down needs CAP_SYS_NICE, without which it stays nice.
 void set_niceness(int nice) {
   (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), nice);
+}
+
+std::chrono::nanoseconds processor_time() {
+  timespec used{};
+  (void)::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+  return std::chrono::seconds(used.tv_sec) + std::chrono::nanoseconds(used.tv_nsec);
 }
 
 }  // namespace
@@ -270,10 +277,10 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
 // Nothing, or the state that a look without result leads to.
 std::optional<PagerService::State> PagerService::look() {
   const auto began = Clock::now();
+  const auto used_before = processor_time();
   const int error = tracker_.look().error;
-  const auto end = Clock::now();
-  next_look_ =
-      std::max<Clock::time_point>(began + options_.look_interval, end + (end - began) * kLookPart);
+  const auto pause = (processor_time() - used_before) * kLookPart;
+  next_look_ = std::max<Clock::time_point>(began + options_.look_interval, Clock::now() + pause);
   return error == 0 ? std::nullopt : std::optional(blind(error));
 }
 
