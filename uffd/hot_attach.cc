@@ -21,6 +21,7 @@
 namespace fileballoon {
 namespace {
 
+constexpr std::chrono::milliseconds kExiting{50};
 constexpr std::uint64_t kUffdFlags = O_CLOEXEC | O_NONBLOCK;
 constexpr std::chrono::milliseconds kStopPatience{100};
 
@@ -216,6 +217,10 @@ Result<HotAttachment> hot_attach(const Process& process, unsigned count) {
   // A thread of its own: whatever goes wrong, its end makes the kernel detach every tracee.
   Result<HotAttachment> result = Error{"not run"};
   std::thread([&] { result = attach_any_thread(process, count); }).join();
+  // A process that exits may not be traced (EPERM) and has no code before it shows as gone.
+  if (result.has_error() && !process.alive(kExiting)) {
+    return Error{process.label() + " has exited while it was being attached"};
+  }
   return result;
 }
 

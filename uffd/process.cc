@@ -35,9 +35,9 @@ long status_value(const std::string& status, const std::string& key) {
 
 std::string Process::label() const { return "pid " + std::to_string(pid) + " (" + name + ")"; }
 
-bool Process::alive() const {
+bool Process::alive(std::chrono::milliseconds patience) const {
   pollfd p{pidfd.get(), POLLIN, 0};  // pidfd_open(2): readable when the process has terminated
-  return pidfd.valid() && ::poll(&p, 1, 0) == 0;
+  return pidfd.valid() && ::poll(&p, 1, static_cast<int>(patience.count())) == 0;
 }
 
 Result<Process> inspect_process(pid_t pid) {

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -25,8 +26,8 @@ struct Process {
 
   /// "pid 1234 (qemu-system-x86)"
   [[nodiscard]] std::string label() const;
-  /// False once it has exited (a zombie counts as exited).
-  [[nodiscard]] bool alive() const;
+  /// False once it has exited (a zombie counts as exited); waits so long for that.
+  [[nodiscard]] bool alive(std::chrono::milliseconds patience = {}) const;
 };
 
 /// Reads all of the above. Fails, saying which, for a pid that is gone, a zombie, a thread that is

@@ -117,9 +117,6 @@ Result<Tracee> Tracee::stop(const Process& process, pid_t tid, std::chrono::mill
     if (error == ESRCH) {
       return Error{process.label() + ": thread " + std::to_string(tid) + " has exited"};
     }
-    if (!process.alive()) {
-      return Error{process.label() + " has exited"};  // a zombie may not be traced: EPERM
-    }
     auto now = inspect_process(process.pid);
     if (now.has_value() && now->tracer != 0) {
       return Error{process.label() + " is being traced by pid " + std::to_string(now->tracer) +
