@@ -76,7 +76,6 @@ class ArbiterLoop {
     std::optional<CgroupMemory> cgroup;
     CgroupCeiling cgroup_ceiling;
     Clock::time_point cgroup_at{};
-    bool is_asked = false;  // by relief, told in an event
   };
   using Members = std::map<std::string, Member>;
 

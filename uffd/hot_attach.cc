@@ -198,7 +198,7 @@ Result<HotAttachment> attach_any_thread(const Process& process, unsigned count) 
       return attach_with(process, *tracee, count);
     }
   }
-  return Error{process.alive() ? last : process.label() + " has exited"};
+  return Error{last};
 }
 
 }  // namespace

@@ -192,11 +192,9 @@ RangeFiller::Outcome RangeFiller::fill_content(const Request& request) {
     return {Status::lost, 0, 0};
   }
   if (content.status == PageSource::Content::Status::lost) {
-    // Not over a write-protection marker, which page-out leaves (mfill_atomic_pte_poison() wants
-    // pte_none(), Linux 6.6).
-    (void)uffd.unprotect(one_page(address), Wake::no);
-    // Where it cannot be poisoned, the thread goes on waiting: never zeros, never stale data.
-    if (uffd.poison(one_page(address), Wake::yes).status != UffdStatus::done) {
+    // Page-out leaves markers. Where it cannot be poisoned, the thread goes on waiting: never
+    // zeros, never stale data.
+    if (uffd.poison_marked(one_page(address), Wake::yes).status != UffdStatus::done) {
       return {Status::lost, 0, 0};
     }
     bump(counters_.poisoned);

@@ -292,6 +292,11 @@ UffdOutcome Userfaultfd::poison(AddressRange range, Wake wake) const {
   return filled(result, args.updated, range.size);
 }
 
+UffdOutcome Userfaultfd::poison_marked(AddressRange range, Wake wake) const {
+  (void)unprotect(range, Wake::no);
+  return poison(range, wake);
+}
+
 UffdRead Userfaultfd::read(std::span<uffd_msg> buffer, std::size_t& count) const {
   count = 0;
   const ssize_t got = ::read(fd_.get(), buffer.data(), buffer.size_bytes());

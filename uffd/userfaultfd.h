@@ -162,6 +162,9 @@ class Userfaultfd {
   UffdOutcome wake(AddressRange range) const;
   /// Makes touching the range a SIGBUS (6.6); `invalid` on older kernels.
   UffdOutcome poison(AddressRange range, Wake wake) const;
+  /// poison() also where a write-protection marker is, which poison() takes for a page that is
+  /// there (mfill_atomic_pte_poison() wants pte_none(), Linux 6.6).
+  UffdOutcome poison_marked(AddressRange range, Wake wake) const;
 
   /// Reads as many messages as wait and fit; never blocks.
   [[nodiscard]] UffdRead read(std::span<uffd_msg> buffer, std::size_t& count) const;

@@ -4,6 +4,19 @@
 
 namespace fileballoon::bench {
 
+std::vector<std::string> RecordedRun::modes() {
+  return {"none",
+          "virtio-balloon",
+          "virtio-balloon-stats",
+          "free-page-reporting",
+          "free-page-reporting-drop-caches",
+          "fileballoon-off",
+          "fileballoon-unmapped-first",
+          "fileballoon-proactive",
+          "fileballoon-epoch",
+          "fileballoon-uffd"};
+}
+
 RecordedRun::RecordedRun(const std::string& mode, const Settings& settings, const std::string& disk,
                          const std::string& mount, Bytes fixed_target)
     : stage_(boot_for(mode, settings, disk)), recorder_(*stage_.vm, *stage_.mode) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bench/vm_bench/measure.h"
 #include "bench/vm_bench/recorder.h"
@@ -18,6 +19,9 @@ class RecordedRun {
   /// footprint.
   static constexpr std::chrono::seconds kIdle{10};
   static constexpr double kIdleMeasured = 2;
+
+  /// Every mode that follows, or might be said to follow, what a guest uses.
+  [[nodiscard]] static std::vector<std::string> modes();
 
   /// Boots the guest with `disk` as /dev/vda, runs `mount` in its shell, and records it idle.
   /// `fixed_target`: of a balloon that does not yield by itself; one that does may have all RAM.

@@ -86,7 +86,7 @@ bool PageWriter::guard(std::uint32_t object, std::span<const std::uint64_t> page
   }
   if (!armed) {
     for (const Run& run : runs_) {
-      unprotect(object, run.first, run.count);
+      let_go(object, run.first, run.count, Marks::taken);
       frames.set(run.first, run.count, FrameState::backed);
     }
   }
@@ -168,7 +168,7 @@ void PageWriter::commit(std::uint32_t object, Outcome& outcome) {
         drop(at);
       }
       if (guarded) {
-        unprotect(object, page, 1);
+        let_go(object, page, 1, Marks::taken);
         frames.set(page, 1, FrameState::backed);
         if (fate_[at] == Fate::rejected) {
           pager_.ages(object).set(page, 0);
@@ -231,26 +231,16 @@ void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outco
   // Holes keep their write-protection markers, which UFFDIO_COPY and UFFDIO_ZEROPAGE fill like
   // empty entries (pte_none_mostly(), Linux 5.19): taking them away would be another walk and
   // another TLB flush.
-  if (outcome.huge_page) {
-    unprotect(object, run.first, run.count);
-  } else {
-    wake(object, run.first, run.count);
-  }
+  let_go(object, run.first, run.count, outcome.huge_page ? Marks::taken : Marks::left);
 }
 
-void PageWriter::wake(std::uint32_t object, std::uint64_t first, std::uint64_t count) {
+void PageWriter::let_go(std::uint32_t object, std::uint64_t first, std::uint64_t count,
+                        Marks marks) {
   WatchedRam& ram = pager_.ram();
   const HostRange range{HostOffset(first * kPageSize), Bytes::pages(count)};
   ram.for_each_place(object, range, [&](const WatchedRam::Region& region, AddressRange where) {
-    (void)ram.shard_of(region).wake(where);
-  });
-}
-
-void PageWriter::unprotect(std::uint32_t object, std::uint64_t first, std::uint64_t count) {
-  WatchedRam& ram = pager_.ram();
-  const HostRange range{HostOffset(first * kPageSize), Bytes::pages(count)};
-  ram.for_each_place(object, range, [&](const WatchedRam::Region& region, AddressRange where) {
-    (void)ram.shard_of(region).unprotect(where, Wake::yes);
+    const Userfaultfd& uffd = ram.shard_of(region);
+    (void)(marks == Marks::taken ? uffd.unprotect(where, Wake::yes) : uffd.wake(where));
   });
 }
 

@@ -54,8 +54,9 @@ class PageWriter {
   void commit(std::uint32_t object, Outcome& outcome);
   [[nodiscard]] bool ready_to_go(std::uint32_t object, std::uint64_t page, std::size_t at);
   void commit_run(std::uint32_t object, const Run& run, Outcome& outcome);
-  void wake(std::uint32_t object, std::uint64_t first, std::uint64_t count);
-  void unprotect(std::uint32_t object, std::uint64_t first, std::uint64_t count);
+  /// Whoever was caught writing goes on; write-protection is taken away, or left to the fill.
+  enum class Marks { taken, left };
+  void let_go(std::uint32_t object, std::uint64_t first, std::uint64_t count, Marks marks);
   void drop(std::size_t at);
 
   enum class Fate : std::uint8_t { keep, rejected, zero, stored };

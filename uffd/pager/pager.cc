@@ -290,8 +290,7 @@ void Pager::page_in_piece(std::uint32_t object, HostRange piece, Progress& progr
     }
     bool is_poisoned = true;
     ram_.for_each_place(object, lost, [&](const auto& region, AddressRange where) {
-      (void)ram_.shard_of(region).unprotect(where, Wake::no);  // poison goes over no marker
-      const UffdStatus status = ram_.shard_of(region).poison(where, Wake::yes).status;
+      const UffdStatus status = ram_.shard_of(region).poison_marked(where, Wake::yes).status;
       // Poisoned before, by a touch or by a round of this.
       is_poisoned = is_poisoned && (status == UffdStatus::done || status == UffdStatus::exists);
     });

@@ -32,18 +32,7 @@ class Build final : public Scenario {
             "residual_mib", "completion_s", "completion_to_none", "disk_read_mib",
             "guest_cpu_s",  "oom_kills"};
   }
-  std::vector<std::string> modes() const override {
-    return {"none",
-            "virtio-balloon",
-            "virtio-balloon-stats",
-            "free-page-reporting",
-            "free-page-reporting-drop-caches",
-            "fileballoon-off",
-            "fileballoon-unmapped-first",
-            "fileballoon-proactive",
-            "fileballoon-epoch",
-            "fileballoon-uffd"};
-  }
+  std::vector<std::string> modes() const override { return RecordedRun::modes(); }
   Row measure(const std::string& mode, const std::string& variant,
               const Settings& settings) override;
   void relate(std::vector<Row>& rows) const override;

@@ -42,18 +42,7 @@ class Tracking final : public Scenario {
             "disk_read_mib",  "guest_cpu_s",     "idle_mib",
             "pattern_errors", "oom_kills"};
   }
-  std::vector<std::string> modes() const override {
-    return {"none",
-            "virtio-balloon",
-            "virtio-balloon-stats",
-            "free-page-reporting",
-            "free-page-reporting-drop-caches",
-            "fileballoon-off",
-            "fileballoon-unmapped-first",
-            "fileballoon-proactive",
-            "fileballoon-epoch",
-            "fileballoon-uffd"};
-  }
+  std::vector<std::string> modes() const override { return RecordedRun::modes(); }
   Row measure(const std::string& mode, const std::string& variant,
               const Settings& settings) override;
   void relate(std::vector<Row>& rows) const override;

@@ -9,7 +9,6 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <sstream>
 #include <stdexcept>
@@ -17,6 +16,7 @@
 #include <thread>
 
 #include "fileballoon/unique_fd.h"
+#include "tests/vm/kit/read_file.h"
 
 namespace fileballoon::vmkit {
 namespace fs = std::filesystem;
@@ -37,14 +37,6 @@ UniqueFd open_file(const std::string& path, int flags) {
   UniqueFd fd(open(path.c_str(), flags | O_CLOEXEC, 0600));
   if (!fd.valid()) fail("cannot open " + path);
   return fd;
-}
-
-std::string content(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) fail("cannot read " + path);
-  return text.str();
 }
 
 void copy_range(int from, int to, off_t offset, off_t end) {
@@ -123,7 +115,7 @@ BootSnapshot::BootSnapshot(const std::vector<std::string>& words,
   std::string all;
   for (const std::string& word : words) all += word + '\0';
   for (const std::string& file : files)
-    all += std::to_string(std::hash<std::string>()(content(file))) + '\0';
+    all += std::to_string(std::hash<std::string>()(read_file(file))) + '\0';
   std::ostringstream name;
   name << std::hex << std::hash<std::string>()(all);
   folder_ = kept_in() + "/" + name.str();

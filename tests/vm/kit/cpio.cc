@@ -4,8 +4,9 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <sstream>
 #include <system_error>
+
+#include "tests/vm/kit/read_file.h"
 
 namespace fileballoon::vmkit {
 
@@ -21,11 +22,7 @@ void CpioWriter::add_file(std::string_view name, std::string_view content, unsig
 }
 
 void CpioWriter::add_copy(std::string_view name, const std::string& source, unsigned mode) {
-  std::ifstream file(source, std::ios::binary);
-  std::ostringstream content;
-  content << file.rdbuf();
-  if (!file) throw std::system_error(errno, std::generic_category(), "cannot read " + source);
-  add_file(name, content.str(), mode);
+  add_file(name, read_file(source), mode);
 }
 
 void CpioWriter::add_symlink(std::string_view name, std::string_view target) {

@@ -13,6 +13,7 @@
 
 #include "tests/vm/kit/child_process.h"
 #include "tests/vm/kit/cpio.h"
+#include "tests/vm/kit/read_file.h"
 
 namespace fileballoon::vmkit {
 namespace fs = std::filesystem;
@@ -37,14 +38,6 @@ std::string find_program(const std::string& name) {
     if (access(path.c_str(), X_OK) == 0) return path;
   }
   return {};
-}
-
-std::string read_file(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) throw std::runtime_error("cannot read " + path.string());
-  return text.str();
 }
 
 /// Loading order of modules, dependencies first. The .modinfo section of a module says what it
