@@ -51,8 +51,8 @@ function(fileballoon_register_test target)
   endif()
 endfunction()
 
-# The code under test is compiled and checked as it ships; a test's own statements compile in half of
-# the time so. Quick builds only.
+# The code under test is compiled and checked as it ships; the statements of a test or benchmark itself
+# compile in half of the time so. Quick builds only, so a quick build is not one to measure with.
 function(fileballoon_test_options target)
   if(FILEBALLOON_SANITIZE OR FILEBALLOON_QUICK_BUILD)
     target_compile_options(${target} PRIVATE -O0)
@@ -72,7 +72,6 @@ function(fileballoon_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE fileballoon_options ${ARG_LIBS} GTest::gtest GTest::gmock
                         GTest::gtest_main)
-  set_target_properties(${name} PROPERTIES UNITY_BUILD OFF)
   fileballoon_test_options(${name})
   if(FILEBALLOON_QUICK_BUILD)
     if(NOT TARGET fileballoon_test_headers)

@@ -15,7 +15,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 namespace json = boost::json;
 
-constexpr Bytes kRam = Bytes::mib(512);
+constexpr Bytes kGuestRam = Bytes::mib(512);
 
 class ArbiterDaemonTest : public DaemonTest {
  protected:
@@ -39,8 +39,8 @@ class ArbiterDaemonTest : public DaemonTest {
       guest.send(wire::Stats{{{wire::StatKey::resident_pages, 0},
                               {wire::StatKey::mem_available_bytes, available.count()}}});
     };
-    say(high_guest, kRam - Bytes::mib(380));
-    say(low_guest, kRam - Bytes::mib(200));
+    say(high_guest, kGuestRam - Bytes::mib(380));
+    say(low_guest, kGuestRam - Bytes::mib(200));
   }
   Bytes wanted(const std::string& name) {
     return Bytes(stats(name).at("wanted_footprint_bytes").to_number<std::uint64_t>());
@@ -54,8 +54,8 @@ class ArbiterDaemonTest : public DaemonTest {
     ADD_FAILURE() << "nothing is said of " << name;
     return {};
   }
-  StandInVm high{kRam};
-  StandInVm low{kRam};
+  StandInVm high{kGuestRam};
+  StandInVm low{kGuestRam};
   ScriptedGuest high_guest{path("high.sock")};
   ScriptedGuest low_guest{path("low.sock")};
 };
@@ -76,7 +76,7 @@ TEST_F(ArbiterDaemonTest, PressureOfTheHighBandTakesFromTheLowBand) {
               AllOf(HasSubstr("limit 700 MiB"), HasSubstr("low "), HasSubstr("high ")));
   // The operator has the last word.
   ASSERT_EQ(call("arbiter", {{"mode", "off"}}).at("mode"), "off");
-  EXPECT_EQ(wanted("low"), kRam);
+  EXPECT_EQ(wanted("low"), kGuestRam);
 }
 
 TEST_F(ArbiterDaemonTest, ADryRunSaysWhatWouldBeDoneAndDoesNothing) {
@@ -90,7 +90,7 @@ TEST_F(ArbiterDaemonTest, ADryRunSaysWhatWouldBeDoneAndDoesNothing) {
   ASSERT_EQ(output.status, 0) << output.error;
   const json::object low_vm = decision(output.json(), "low");
   EXPECT_LE(low_vm.at("share_bytes").to_number<std::uint64_t>(), Bytes::mib(300).count());
-  EXPECT_EQ(wanted("low"), kRam) << "a dry run must move nothing";
+  EXPECT_EQ(wanted("low"), kGuestRam) << "a dry run must move nothing";
   EXPECT_FALSE(has_event("share-moved"));
 }
 

@@ -10,8 +10,6 @@
 namespace fileballoon::test {
 namespace {
 
-constexpr long kMib = 1 << 20;
-
 class BalloonfsDeflate : public BalloonfsTest {
  protected:
   void start(const std::string& options, Bytes target) {

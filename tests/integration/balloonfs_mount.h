@@ -10,6 +10,8 @@
 
 namespace fileballoon::test {
 
+inline constexpr long kMib = 1 << 20;
+
 /// What the tests of this folder need of the machine; empty if all is there.
 [[nodiscard]] std::string why_no_balloonfs();
 

@@ -22,8 +22,6 @@
 namespace fileballoon::test {
 namespace {
 
-constexpr long kMib = 1 << 20;
-
 class Balloonfs : public BalloonfsTest {
  protected:
   [[nodiscard]] bool resident(long low_mib, long high_mib) {

@@ -24,6 +24,9 @@ namespace fileballoon::host {
 
 using namespace std::chrono_literals;
 
+/// RAM of a stand-in VM, where its size is of no interest.
+inline constexpr Bytes kRam = Bytes::mib(64);
+
 /// Asks until `condition` holds or `patience` is over.
 [[nodiscard]] bool eventually(const std::function<bool()>& condition,
                               std::chrono::milliseconds patience = 5s);

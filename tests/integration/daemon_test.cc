@@ -27,8 +27,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 namespace json = boost::json;
 
-constexpr Bytes kRam = Bytes::mib(64);
-
 class Daemon : public DaemonTest {
  protected:
   StandInVm vm{kRam};

@@ -14,7 +14,6 @@ namespace fileballoon::host {
 
 namespace json = boost::json;
 
-inline constexpr Bytes kRam = Bytes::mib(64);
 inline constexpr std::uint64_t kPages = kRam.whole_pages();
 
 inline Bytes bytes_in(const json::object& object, std::string_view key) {

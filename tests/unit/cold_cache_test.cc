@@ -246,27 +246,27 @@ TEST_F(Pace, CountersThatRunBackwardsAndClockJumpsAreSurvived) {
   EXPECT_EQ(pace_.state(), CachePace::State::free);
 }
 
-constexpr GenerationTurn::Clock::time_point kStart{seconds(50)};
+constexpr GenerationTurn::Clock::time_point kFirst{seconds(50)};
 constexpr seconds kPatience{1};
 using Step = GenerationTurn::Step;
 
 TEST(GenerationTurn, AgesUntilTheOldestIsClosedWaitsThenEvictsItAndBeginsAnew) {
   GenerationTurn turn;
-  auto decision = turn.decide({7, 8, 500, 900}, kStart, kPatience);
+  auto decision = turn.decide({7, 8, 500, 900}, kFirst, kPatience);
   EXPECT_EQ(decision.step, Step::age);
   EXPECT_EQ(decision.generation, 8U);
-  EXPECT_EQ(turn.decide({7, 9, 500, 900}, kStart, kPatience).step, Step::age);
-  decision = turn.decide({7, 10, 500, 900}, kStart, kPatience);
+  EXPECT_EQ(turn.decide({7, 9, 500, 900}, kFirst, kPatience).step, Step::age);
+  decision = turn.decide({7, 10, 500, 900}, kFirst, kPatience);
   EXPECT_EQ(decision.step, Step::wait);
-  EXPECT_EQ(decision.due, kStart + kPatience);
-  decision = turn.decide({7, 10, 500, 900}, kStart + kPatience, kPatience);
+  EXPECT_EQ(decision.due, kFirst + kPatience);
+  decision = turn.decide({7, 10, 500, 900}, kFirst + kPatience, kPatience);
   EXPECT_EQ(decision.step, Step::evict);
   EXPECT_EQ(decision.generation, 7U);
   turn.evicted(256);
-  EXPECT_EQ(turn.decide({7, 10, 244, 644}, kStart + kPatience, kPatience).step, Step::evict);
+  EXPECT_EQ(turn.decide({7, 10, 244, 644}, kFirst + kPatience, kPatience).step, Step::evict);
   turn.evicted(244);
-  EXPECT_EQ(turn.decide({8, 10, 300, 400}, kStart + kPatience, kPatience).step, Step::done);
-  EXPECT_EQ(turn.decide({8, 10, 300, 400}, kStart + kPatience, kPatience).step, Step::age);
+  EXPECT_EQ(turn.decide({8, 10, 300, 400}, kFirst + kPatience, kPatience).step, Step::done);
+  EXPECT_EQ(turn.decide({8, 10, 300, 400}, kFirst + kPatience, kPatience).step, Step::age);
 }
 
 TEST(GenerationTurn, NeverAgesWhileTheOldestOfFourHoldsPages) {
@@ -274,7 +274,7 @@ TEST(GenerationTurn, NeverAgesWhileTheOldestOfFourHoldsPages) {
   GenerationTurn turn;
   for (int i = 0; i < 100; ++i) {
     const auto decision =
-        turn.decide({3, 6, 1000, 2000}, kStart + milliseconds(i * 100), kPatience);
+        turn.decide({3, 6, 1000, 2000}, kFirst + milliseconds(i * 100), kPatience);
     ASSERT_NE(decision.step, Step::age);
     if (decision.step == Step::evict) {
       turn.evicted(64);
@@ -285,13 +285,13 @@ TEST(GenerationTurn, NeverAgesWhileTheOldestOfFourHoldsPages) {
 TEST(GenerationTurn, GivesUpAGenerationThatTheKernelCannotEmpty) {
   GenerationTurn turn;
   const GenerationView dirty{3, 6, 1000, 2000};
-  ASSERT_EQ(turn.decide(dirty, kStart, kPatience).step, Step::wait);
+  ASSERT_EQ(turn.decide(dirty, kFirst, kPatience).step, Step::wait);
   for (unsigned i = 0; i < GenerationTurn::kFruitless; ++i) {
-    ASSERT_EQ(turn.decide(dirty, kStart + kPatience, kPatience).step, Step::evict);
+    ASSERT_EQ(turn.decide(dirty, kFirst + kPatience, kPatience).step, Step::evict);
     turn.evicted(0);
   }
-  EXPECT_EQ(turn.decide(dirty, kStart + kPatience, kPatience).step, Step::done);
-  EXPECT_EQ(turn.decide(dirty, kStart + kPatience, kPatience).step, Step::age);
+  EXPECT_EQ(turn.decide(dirty, kFirst + kPatience, kPatience).step, Step::done);
+  EXPECT_EQ(turn.decide(dirty, kFirst + kPatience, kPatience).step, Step::age);
 }
 
 TEST(GenerationTurn, ARestartCountsAnewFromNow) {
@@ -312,41 +312,41 @@ TEST(GenerationTurn, ARestartCountsAnewFromNow) {
 
 TEST(GenerationTurn, FollowsWhenTheKernelsOwnReclaimMovesTheListOn) {
   GenerationTurn turn;
-  ASSERT_EQ(turn.decide({3, 6, 1000, 2000}, kStart, kPatience).step, Step::wait);
-  EXPECT_EQ(turn.decide({5, 8, 10, 20}, kStart + milliseconds(1), kPatience).step, Step::done);
-  EXPECT_EQ(turn.decide({5, 8, 10, 20}, kStart + milliseconds(1), kPatience).step, Step::wait);
+  ASSERT_EQ(turn.decide({3, 6, 1000, 2000}, kFirst, kPatience).step, Step::wait);
+  EXPECT_EQ(turn.decide({5, 8, 10, 20}, kFirst + milliseconds(1), kPatience).step, Step::done);
+  EXPECT_EQ(turn.decide({5, 8, 10, 20}, kFirst + milliseconds(1), kPatience).step, Step::wait);
 }
 
 TEST(GenerationTurn, ALongerPatienceHoldsForATurnThatHasBegun) {
   GenerationTurn turn;
   const GenerationView view{3, 6, 1000, 2000};
-  ASSERT_EQ(turn.decide(view, kStart, seconds(1)).step, Step::wait);
-  EXPECT_EQ(turn.decide(view, kStart + seconds(2), seconds(8)).step, Step::wait);
-  EXPECT_EQ(turn.decide(view, kStart + seconds(8), seconds(8)).step, Step::evict);
+  ASSERT_EQ(turn.decide(view, kFirst, seconds(1)).step, Step::wait);
+  EXPECT_EQ(turn.decide(view, kFirst + seconds(2), seconds(8)).step, Step::wait);
+  EXPECT_EQ(turn.decide(view, kFirst + seconds(8), seconds(8)).step, Step::evict);
 }
 
 TEST(GenerationTurn, AClockThatJumpsBackDoesNotStopItForEver) {
   GenerationTurn turn;
   const GenerationView view{3, 6, 1000, 2000};
-  ASSERT_EQ(turn.decide(view, kStart, kPatience).step, Step::wait);
-  EXPECT_EQ(turn.decide(view, kStart - seconds(40), kPatience).step, Step::done);
-  ASSERT_EQ(turn.decide(view, kStart - seconds(40), kPatience).step, Step::wait);
-  EXPECT_EQ(turn.decide(view, kStart - seconds(39), kPatience).step, Step::evict);
+  ASSERT_EQ(turn.decide(view, kFirst, kPatience).step, Step::wait);
+  EXPECT_EQ(turn.decide(view, kFirst - seconds(40), kPatience).step, Step::done);
+  ASSERT_EQ(turn.decide(view, kFirst - seconds(40), kPatience).step, Step::wait);
+  EXPECT_EQ(turn.decide(view, kFirst - seconds(39), kPatience).step, Step::evict);
 }
 
 TEST(EpochClock, TheFirstEpochIsOnlyAStartingPoint) {
   EpochClock epochs;
   epochs.set(41);
-  EXPECT_FALSE(epochs.due(kStart));
+  EXPECT_FALSE(epochs.due(kFirst));
   epochs.set(42);
-  EXPECT_TRUE(epochs.due(kStart));
+  EXPECT_TRUE(epochs.due(kFirst));
 }
 
 TEST(EpochClock, TheSameEpochAgainIsNoStep) {
   EpochClock epochs;
   epochs.set(5);
   epochs.set(5);
-  EXPECT_FALSE(epochs.due(kStart));
+  EXPECT_FALSE(epochs.due(kFirst));
 }
 
 TEST(EpochClock, AThousandStepsASecondAreOneTurnASecond) {
@@ -354,7 +354,7 @@ TEST(EpochClock, AThousandStepsASecondAreOneTurnASecond) {
   epochs.set(0);
   std::uint64_t turns = 0;
   for (std::uint64_t i = 1; i <= 10'000; ++i) {
-    const auto now = kStart + milliseconds(i);
+    const auto now = kFirst + milliseconds(i);
     epochs.set(i);
     if (epochs.due(now)) {
       epochs.begin(now);
@@ -375,11 +375,11 @@ TEST(EpochClock, AHostThatCountsAnewStartsAnew) {
   EpochClock epochs;
   epochs.set(900);
   epochs.set(901);
-  epochs.begin(kStart);
+  epochs.begin(kFirst);
   epochs.set(0);
-  EXPECT_FALSE(epochs.due(kStart + seconds(10)));
+  EXPECT_FALSE(epochs.due(kFirst + seconds(10)));
   epochs.set(1);
-  EXPECT_TRUE(epochs.due(kStart + seconds(10)));
+  EXPECT_TRUE(epochs.due(kFirst + seconds(10)));
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr std::uint64_t kFolio = 512;
-const Exchange::Clock::time_point kStart{seconds(1000)};
+const Exchange::Clock::time_point kBeginning{seconds(1000)};
 
 /// Everything that an exchange asks for, in its order.
 std::vector<Exchange::Part> all_of(Exchange& exchange, Exchange::Clock::time_point now) {
@@ -24,21 +24,21 @@ std::vector<Exchange::Part> all_of(Exchange& exchange, Exchange::Clock::time_poi
 
 TEST(Exchange, BeginsWhenProgramsHaveGivenUpMemoryAndTheBalloonHasItAll) {
   Exchange exchange;
-  EXPECT_FALSE(exchange.due(true, kStart));
-  EXPECT_FALSE(exchange.due(true, kStart + seconds(10))) << "nothing was ever used";
+  EXPECT_FALSE(exchange.due(true, kBeginning));
+  EXPECT_FALSE(exchange.due(true, kBeginning + seconds(10))) << "nothing was ever used";
   exchange.note_growth(Exchange::kLeast);
-  EXPECT_FALSE(exchange.due(false, kStart + seconds(11))) << "the balloon still grows";
-  EXPECT_FALSE(exchange.due(true, kStart + seconds(12)));
-  EXPECT_FALSE(exchange.due(true, kStart + seconds(12) + Exchange::kStill - milliseconds(1)));
-  EXPECT_TRUE(exchange.due(true, kStart + seconds(12) + Exchange::kStill));
+  EXPECT_FALSE(exchange.due(false, kBeginning + seconds(11))) << "the balloon still grows";
+  EXPECT_FALSE(exchange.due(true, kBeginning + seconds(12)));
+  EXPECT_FALSE(exchange.due(true, kBeginning + seconds(12) + Exchange::kStill - milliseconds(1)));
+  EXPECT_TRUE(exchange.due(true, kBeginning + seconds(12) + Exchange::kStill));
 }
 
 TEST(Exchange, TakesTheListsOfCpusFirstAndNoMoreThanWasUsed) {
   Exchange exchange;
   exchange.note_growth(20 * kFolio);
-  exchange.begin({{4 * kFolio, 0, 3 * kFolio + 100}, 100 * kFolio}, kStart);
+  exchange.begin({{4 * kFolio, 0, 3 * kFolio + 100}, 100 * kFolio}, kBeginning);
   EXPECT_TRUE(exchange.is_under_way());
-  const auto parts = all_of(exchange, kStart);
+  const auto parts = all_of(exchange, kBeginning);
   EXPECT_FALSE(exchange.is_under_way());
   std::uint64_t of_cpu[3] = {};
   std::uint64_t of_blocks = 0;
@@ -59,18 +59,18 @@ TEST(Exchange, TakesTheListsOfCpusFirstAndNoMoreThanWasUsed) {
 TEST(Exchange, MemoryThatNobodyUsedSinceIsLeftAlone) {
   Exchange exchange;
   exchange.note_growth(20 * kFolio);
-  exchange.begin({{}, 100 * kFolio}, kStart);
-  EXPECT_EQ(all_of(exchange, kStart).size(), 20U);
+  exchange.begin({{}, 100 * kFolio}, kBeginning);
+  EXPECT_EQ(all_of(exchange, kBeginning).size(), 20U);
   for (int s = 0; s < 100; ++s) {
-    EXPECT_FALSE(exchange.due(true, kStart + seconds(s)));
+    EXPECT_FALSE(exchange.due(true, kBeginning + seconds(s)));
   }
 }
 
 TEST(Exchange, IsATenthOfTheTimeAtMost) {
   Exchange exchange;
   exchange.note_growth(20 * kFolio);
-  exchange.begin({{}, 100 * kFolio}, kStart);
-  const auto over = kStart + seconds(1);
+  exchange.begin({{}, 100 * kFolio}, kBeginning);
+  const auto over = kBeginning + seconds(1);
   (void)all_of(exchange, over);
   exchange.note_growth(20 * kFolio);
   (void)exchange.due(true, over);
@@ -81,11 +81,11 @@ TEST(Exchange, IsATenthOfTheTimeAtMost) {
 TEST(Exchange, EndsAtOnceWhenTheGuestNeedsItsMemory) {
   Exchange exchange;
   exchange.note_growth(20 * kFolio);
-  exchange.begin({{}, 100 * kFolio}, kStart);
-  ASSERT_TRUE(exchange.next(kFolio, kStart));
-  exchange.end(kStart);
+  exchange.begin({{}, 100 * kFolio}, kBeginning);
+  ASSERT_TRUE(exchange.next(kFolio, kBeginning));
+  exchange.end(kBeginning);
   EXPECT_FALSE(exchange.is_under_way());
-  EXPECT_FALSE(exchange.next(kFolio, kStart));
+  EXPECT_FALSE(exchange.next(kFolio, kBeginning));
 }
 
 }  // namespace
