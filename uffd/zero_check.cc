@@ -7,13 +7,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstring>
 
 namespace fileballoon {
 namespace {
 
-// A quarter of a small L2 cache: the copy is still there when it is looked at.
-constexpr std::size_t kChunk = 64 * 1024;
+// A quarter of an L2 cache: the copy is still there when it is looked at. (Half of it reads and
+// looks at 0.8 of the rate: calls cost more where the kernel is a guest's.)
+constexpr std::size_t kChunk = 128 * 1024;
 
 // Calls visit(first_page, count) for each run of data pages in `range`; false when lseek failed.
 template <class Visit>
@@ -42,17 +42,19 @@ bool for_each_data(int fd, HostRange range, Visit&& visit) {
 
 }  // namespace
 
-bool is_zero(const std::byte* data, std::size_t size) {
-  // Word loads or-ed over a cache line at a time: GCC turns the inner loop into vector code, and
-  // most pages that hold data show it in their first line.
-  for (std::size_t at = 0; at < size; at += 64) {
-    std::uint64_t words[8];
-    std::memcpy(words, data + at, sizeof words);
-    std::uint64_t any = 0;
-    for (const std::uint64_t word : words) {
-      any |= word;
+// A race detector would call its reads of the guest's memory races with the guest's writes; that no
+// write is lost is the work of the write-protection around it.
+__attribute__((no_sanitize("thread"))) bool is_zero(const std::byte* data, std::size_t size) {
+  // Or-ed over two cache lines at a time: most pages that hold data show it in their first.
+  using Vector [[gnu::vector_size(16), gnu::may_alias, gnu::aligned(1)]] = std::uint64_t;
+  constexpr std::size_t kAtATime = 8;
+  for (std::size_t at = 0; at < size; at += kAtATime * sizeof(Vector)) {
+    const auto* vectors = reinterpret_cast<const Vector*>(data + at);
+    Vector any = vectors[0];
+    for (std::size_t i = 1; i < kAtATime; ++i) {
+      any |= vectors[i];
     }
-    if (any != 0) {
+    if ((any[0] | any[1]) != 0) {
       return false;
     }
   }

@@ -10,8 +10,8 @@
 
 namespace fileballoon {
 
-/// True if all `size` bytes at `data` are zero. `size` is a multiple of 64; `data` is 64-byte
-/// aligned or at least readable with unaligned loads.
+/// True if all `size` bytes at `data` are zero. `size` is a multiple of 128; `data` need not be
+/// aligned.
 [[nodiscard]] bool is_zero(const std::byte* data, std::size_t size);
 
 /// What was found of up to kMaxPages pages.

@@ -296,7 +296,7 @@ TEST_F(PagerTest, NoWriteIsLostBesidePageOut) {
   std::uint64_t gone = 0;
   std::uint64_t raced = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(40);
-  while (gone < 100000 && std::chrono::steady_clock::now() < end) {
+  while (gone < 40000 && std::chrono::steady_clock::now() < end) {
     const PageWriter::Outcome outcome = out(0, memory_->pages());
     gone += outcome.stored + outcome.zero;
     raced += outcome.raced;
