@@ -9,6 +9,7 @@
 
 #include "host/channel_socket.h"
 #include "host/guest_layout.h"
+#include "host/ram_sharers.h"
 
 namespace fileballoon::host {
 namespace {

@@ -14,13 +14,6 @@ constexpr std::uint64_t kLegacyHoleEnd = 0x100000;
 /// 2.75 GiB or more at 2 GiB, i440fx 3.5 GiB or more at 3 GiB (hw/i386/pc_q35.c, pc_piix.c).
 constexpr Bytes kIdentityLimit = Bytes::gib(2);
 
-/// A region made for a memory-backend object is named by its id, or by its QOM path where
-/// x-use-canonical-path-for-ramblock-id is on (older machine types).
-std::string_view region_id(std::string_view name) {
-  constexpr std::string_view kObjects = "/objects/";
-  return name.starts_with(kObjects) ? name.substr(kObjects.size()) : name;
-}
-
 /// Appends [first, end) as a page-aligned range unless it is empty.
 void add_part(const MtreeRange& range, std::uint64_t first, std::uint64_t end,
               std::vector<MtreeRange>& out) {
@@ -31,12 +24,12 @@ void add_part(const MtreeRange& range, std::uint64_t first, std::uint64_t end,
   }
 }
 
-std::string string_of(const boost::json::object& object, std::string_view key) {
-  const auto* value = object.if_contains(key);
-  return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
-}
-
 }  // namespace
+
+std::string_view backend_id(std::string_view name) {
+  constexpr std::string_view kObjects = "/objects/";
+  return name.starts_with(kObjects) ? name.substr(kObjects.size()) : name;
+}
 
 std::string shared_ram_options(Bytes size) {
   return fmt::format(
@@ -57,7 +50,7 @@ Result<std::vector<MemoryBackend>> parse_memdevs(const boost::json::value& reply
     const auto* size = object.if_contains("size");
     const auto* share = object.if_contains("share");
     MemoryBackend backend;
-    backend.id = string_of(object, "id");
+    backend.id = text_in(object, "id");
     backend.size =
         Bytes(size != nullptr && size->is_number() ? size->to_number<std::uint64_t>() : 0);
     backend.shared = share != nullptr && share->is_bool() && share->get_bool();
@@ -72,7 +65,7 @@ std::vector<MtreeRange> guest_ram_ranges(std::span<const MtreeRange> mtree,
   for (const MtreeRange& range : mtree) {
     const bool is_backend =
         range.kind == "ram" && std::any_of(backends.begin(), backends.end(), [&](const auto& b) {
-          return !b.id.empty() && b.id == region_id(range.name);
+          return !b.id.empty() && b.id == backend_id(range.name);
         });
     if (!is_backend) {
       continue;
@@ -244,130 +237,6 @@ Result<RamLayout> keep_only_ram(const RamLayout& layout, GuestRam& ram,
     segment.backing = renamed[segment.backing];
   }
   return RamLayout::create(std::move(segments));
-}
-
-void add_sharing_devices(const boost::json::value& qom_list, RamSharers& sharers) {
-  if (!qom_list.is_array()) {
-    return;
-  }
-  for (const boost::json::value& item : qom_list.get_array()) {
-    if (!item.is_object()) {
-      continue;
-    }
-    const std::string type = string_of(item.get_object(), "type");
-    const std::string id = string_of(item.get_object(), "name");
-    if (type.starts_with("child<virtio-mem")) {
-      sharers.warnings.push_back(fmt::format(
-          "device '{}' (virtio-mem) plugs and unplugs RAM of the same guest; RAM that it adds "
-          "after this attach is not ballooned",
-          id));
-    } else if (type.starts_with("child<vfio-")) {
-      sharers.assigned_devices.push_back(fmt::format("'{}', VFIO", id));
-    } else if (type.starts_with("child<vhost-vdpa")) {
-      sharers.assigned_devices.push_back(fmt::format("'{}', vDPA", id));
-    } else if (type.starts_with("child<vhost-user")) {
-      sharers.paging_hazards.push_back(fmt::format(
-          "device '{}' (vhost-user) is served by another process, which maps guest RAM itself: "
-          "what "
-          "it writes to paged-out frames would be lost; remove the device, or attach without a "
-          "store",
-          id));
-    }
-  }
-}
-
-// " \ net0: index=0,type=vhost-user,chardev" a line
-void add_sharing_netdevs(std::string_view info_network, RamSharers& sharers) {
-  for (std::size_t at = 0; at < info_network.size();) {
-    const std::size_t end = std::min(info_network.find('\n', at), info_network.size());
-    const std::string_view line = info_network.substr(at, end - at);
-    at = end + 1;
-    const std::size_t first = line.find_first_not_of(" \\");
-    if (first == std::string_view::npos) {
-      continue;
-    }
-    const std::string_view id = line.substr(first, line.find(':', first) - first);
-    if (line.find("type=vhost-vdpa") != std::string_view::npos) {
-      sharers.assigned_devices.push_back(fmt::format("netdev '{}', vDPA", id));
-    } else if (line.find("type=vhost-user") != std::string_view::npos) {
-      sharers.paging_hazards.push_back(fmt::format(
-          "netdev '{}' (vhost-user) is served by another process, which maps guest RAM itself: "
-          "what "
-          "it writes to paged-out frames would be lost; use a tap with vhost=on instead, or attach "
-          "without a store",
-          id));
-    }
-  }
-}
-
-void add_direct_drives(const boost::json::value& block_nodes, RamSharers& sharers) {
-  if (!block_nodes.is_array()) {
-    return;
-  }
-  for (const boost::json::value& item : block_nodes.get_array()) {
-    const auto* node = item.if_object();
-    const auto* cache = node != nullptr ? node->if_contains("cache") : nullptr;
-    const auto* direct = cache != nullptr && cache->is_object()
-                             ? cache->get_object().if_contains("direct")
-                             : nullptr;
-    if (direct != nullptr && direct->is_bool() && direct->get_bool()) {
-      sharers.paging_hazards.push_back(fmt::format(
-          "drive node '{}' ({}) uses O_DIRECT: a read in flight writes to frames past the page "
-          "tables, and would be lost where its frame is paged out meanwhile; use cache=writeback "
-          "(cache.direct=off), or attach without a store",
-          string_of(*node, "node-name"), string_of(*node, "file")));
-      return;  // one is enough to say it
-    }
-  }
-}
-
-Result<RamSharers> find_ram_sharers(QmpClient& qmp) {
-  RamSharers sharers;
-  for (const char* path : {"/machine/peripheral", "/machine/peripheral-anon"}) {
-    const Result<boost::json::value> reply = qmp.execute("qom-list", {{"path", path}});
-    if (!reply) {
-      return reply.error();
-    }
-    if (!reply->is_array()) {
-      continue;
-    }
-    for (const boost::json::value& item : reply->get_array()) {
-      if (!item.is_object()) {
-        continue;
-      }
-      const std::string type = string_of(item.get_object(), "type");
-      const std::string id = string_of(item.get_object(), "name");
-      if (type.starts_with("child<virtio-balloon")) {
-        const Result<boost::json::value> reporting = qmp.execute(
-            "qom-get",
-            {{"path", std::string(path) + "/" + id}, {"property", "free-page-reporting"}});
-        const bool reports = reporting && reporting->is_bool() && reporting->get_bool();
-        sharers.warnings.push_back(fmt::format(
-            "device '{}' (virtio-balloon{}) discards the same RAM: nothing is lost, but footprint "
-            "is then not ours alone; leave its target at full RAM or remove it",
-            id, reports ? " with free page reporting" : ""));
-      }
-      if (type.starts_with("child<ivshmem")) {
-        const Result<boost::json::value> memdev = qmp.execute(
-            "qom-get", {{"path", std::string(path) + "/" + id}, {"property", "memdev"}});
-        if (memdev && memdev->is_string()) {  // "/objects/shm0"
-          sharers.shared_backends.emplace_back(region_id(memdev->get_string()));
-        }
-      }
-    }
-    add_sharing_devices(*reply, sharers);
-  }
-  const Result<std::string> network = qmp.human("info network");
-  if (!network) {
-    return network.error();
-  }
-  add_sharing_netdevs(*network, sharers);
-  const Result<boost::json::value> nodes = qmp.execute("query-named-block-nodes");
-  if (!nodes) {
-    return nodes.error();
-  }
-  add_direct_drives(*nodes, sharers);
-  return sharers;
 }
 
 }  // namespace fileballoon::host

@@ -35,6 +35,10 @@ struct PlacedRam {
 /// The QEMU options that make guest RAM shared, for messages.
 [[nodiscard]] std::string shared_ram_options(Bytes size);
 
+/// The id of a backend by the name of its region, which is the id or, where
+/// x-use-canonical-path-for-ramblock-id is on (older machine types), its QOM path.
+[[nodiscard]] std::string_view backend_id(std::string_view name);
+
 [[nodiscard]] Result<std::vector<MemoryBackend>> parse_memdevs(const boost::json::value& reply);
 
 /// The ranges of `mtree` that are RAM of one of `backends`: not ROM, not device memory, and not the
@@ -62,30 +66,5 @@ struct PlacedRam {
 /// what is left, with the names of the objects that were dropped in `dropped`.
 [[nodiscard]] Result<RamLayout> keep_only_ram(const RamLayout& layout, GuestRam& ram,
                                               std::vector<std::string>& dropped);
-
-/// What else in this VM discards or pins guest RAM.
-struct RamSharers {
-  /// Each a sentence for the operator: QEMU's own balloon, free page reporting, virtio-mem.
-  std::vector<std::string> warnings;
-  /// Assigned devices (VFIO, vDPA), as sentence parts that name them: they hold DMA addresses of
-  /// pages that a discard would replace.
-  std::vector<std::string> assigned_devices;
-  /// Sentences, each with its remedy: what writes to guest RAM unseen by a userfaultfd, so that a
-  /// frame that is being paged out would lose it. A discard is safe: the guest uses none of what it
-  /// discards.
-  std::vector<std::string> paging_hazards;
-  /// Ids of memory backends that are shared with other processes (ivshmem): a guest sees them as
-  /// memory behind a PCI device, and discarding or paging them would take others' data.
-  std::vector<std::string> shared_backends;
-};
-
-/// What QMP `qom-list` of a device container says about sharers (devices with a property of their
-/// own, the balloon, are told by `find_ram_sharers`), HMP `info network` and QMP
-/// `query-named-block-nodes`.
-void add_sharing_devices(const boost::json::value& qom_list, RamSharers& sharers);
-void add_sharing_netdevs(std::string_view info_network, RamSharers& sharers);
-void add_direct_drives(const boost::json::value& block_nodes, RamSharers& sharers);
-
-[[nodiscard]] Result<RamSharers> find_ram_sharers(QmpClient& qmp);
 
 }  // namespace fileballoon::host

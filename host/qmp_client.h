@@ -41,4 +41,7 @@ class QmpClient {
   std::deque<boost::json::value> events_;
 };
 
+/// The member `key` of a reply, empty where there is none or it is no text.
+[[nodiscard]] std::string text_in(const boost::json::object& reply, std::string_view key);
+
 }  // namespace fileballoon::host

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "host/guest_layout.h"
+#include "host/ram_sharers.h"
 
 namespace fileballoon::host {
 namespace {
