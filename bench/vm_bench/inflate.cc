@@ -131,6 +131,9 @@ Row Inflate::measure(const std::string& mode_name, const std::string& memory,
   row["qemu_cpu_s_per_gib"] = per_gib(outcome.cpu.qemu_s);
   row["daemon_cpu_s_per_gib"] = per_gib(outcome.cpu.helper_s);
   row["daemon_rss_mib"] = mode.helper_rss_mib();
+  row["agent_resident_mib"] =
+      vm.guest().call("processes", {{"name", "balloonfs"}}).at("resident_kib").to_number<double>() /
+      1024;
   row["rate_to_virtio_balloon"] = nullptr;
   return row;
 }

@@ -131,6 +131,8 @@ class DaemonTest : public ::testing::Test {
   /// Starts it in the foreground where it is expected to end by itself.
   [[nodiscard]] Output run_daemon(std::vector<std::string> arguments);
   [[nodiscard]] Output ctl(std::vector<std::string> arguments);
+  /// Runs a program to its end (15 s at most).
+  [[nodiscard]] Output run(std::vector<std::string> words);
   [[nodiscard]] boost::json::value call(std::string_view method, boost::json::object params = {});
   /// Attaches `vm` as `name` and shakes hands.
   void attach(const std::string& name, const StandInVm& vm, ScriptedGuest& guest);
@@ -144,7 +146,6 @@ class DaemonTest : public ::testing::Test {
   Child daemon_;
 
  private:
-  [[nodiscard]] Output run(std::vector<std::string> words);
   std::string folder_;
 };
 

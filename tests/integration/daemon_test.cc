@@ -770,6 +770,70 @@ TEST_F(Daemon, EveryReadingVerbSpeaksJson) {
   EXPECT_THAT(ctl({"detach", "vm1"}).text, HasSubstr("detached"));
 }
 
+TEST_F(Daemon, EveryChangingVerbSpeaksJson) {
+  start();
+  EXPECT_EQ(ctl({"attach", "vm1", "--pid", std::to_string(vm.pid()), "--channel", guest.socket(),
+                 "--json"})
+                .json()
+                .at("name"),
+            "vm1");
+  ASSERT_TRUE(guest.connect());
+  for (const std::vector<std::string>& verb : std::vector<std::vector<std::string>>{
+           {"mem-policy", "vm1", "balloon-only", "--timeout", "3s"},
+           {"mem-band", "vm1", "--band", "2"},
+           {"epoch", "vm1", "--advance"},
+           {"purge", "vm1", "--amount", "1M"},
+           {"cache", "vm1", "off"},
+           {"detach", "vm1"}}) {
+    std::vector<std::string> words = verb;
+    words.emplace_back("--json");
+    const Output output = ctl(words);
+    EXPECT_EQ(output.status, 0) << verb[0] << ": " << output.error;
+    EXPECT_NO_THROW((void)output.json()) << verb[0] << ": " << output.text;
+  }
+}
+
+TEST_F(Daemon, WithoutPermissionTheRemedyIsSaid) {
+  start();
+  const std::vector<std::string> nobody = {"setpriv", "--reuid=65534", "--clear-groups"};
+  const auto as_nobody = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), nobody.begin(), nobody.end());
+    return run(std::move(words));
+  };
+  Output output = as_nobody({FILEBALLOONCTL, "--socket", path("control.sock"), "list"});
+  EXPECT_EQ(output.status, 3);
+  EXPECT_THAT(output.error, AllOf(HasSubstr("control.sock: no permission to connect"),
+                                  HasSubstr("run as root or as a member of its group")));
+  output = as_nobody({FILEBALLOOND, "--socket", path("other.sock"), "--state-dir", path("state2")});
+  EXPECT_EQ(output.status, 1);
+  EXPECT_THAT(output.text + output.error,
+              AllOf(HasSubstr(path("state2")), HasSubstr("run fileballoond as root")));
+}
+
+TEST_F(Daemon, ConfiguredLimitsThatDoNotFitAreNamedWhenTheirVmComes) {
+  const auto with = [&](const std::string& limits) {
+    return "[[vm]]\nname = \"web\"\npid = " + std::to_string(vm.pid()) + "\nchannel = \"" +
+           guest.socket() + "\"\n" + limits;
+  };
+  const auto problem = [&] {
+    std::string text;
+    const json::value events = call("events");
+    for (const json::value& item : events.at("recent").as_array()) {
+      if (item.at("event").as_string() == "attach-failed") {
+        text = std::string(item.at("text").as_string());
+      }
+    }
+    return text;
+  };
+  start(with("footprint = \"50%\"\nfloor = \"40M\"\n"));
+  ASSERT_TRUE(eventually([&] { return has_event("attach-failed", "web"); }));
+  EXPECT_THAT(problem(), AllOf(HasSubstr("40 MiB"), HasSubstr("32 MiB"), HasSubstr("floor")));
+  daemon_.end(SIGTERM);
+  start(with("footprint = \"4096M\"\n"));
+  ASSERT_TRUE(eventually([&] { return has_event("attach-failed", "web"); }));
+  EXPECT_THAT(problem(), AllOf(HasSubstr("4 GiB"), HasSubstr("64 MiB")));
+}
+
 TEST_F(Daemon, CtlSaysWhatIsWrongAndHowItEnded) {
   Output output = ctl({"list"});  // no daemon
   EXPECT_EQ(output.status, 3);

@@ -1,8 +1,10 @@
-// tiny_vmm: what a VMM written in C++ does to use libfileballoon-host. It has 256 MiB of private
-// guest RAM and two "vCPU" threads that keep their data in it; its "guest" frees (and zeroes) half
-// of it, the VMM gives that half back to the host, and the vCPUs then use it again. Exit status 1
-// where memory was not freed or a byte was lost.
+// tiny_vmm: what a VMM written in C++ does to use libfileballoon-host. It has 256 MiB of guest RAM,
+// private or (--shared) a memfd as other processes could map it, and two "vCPU" threads that keep
+// their data in it; its "guest" frees (and zeroes) half of it, the VMM gives that half back to the
+// host, and the vCPUs then use it again. Exit status 1 where memory was not freed or a byte was
+// lost.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdio>
@@ -52,18 +54,27 @@ int main(int argc, char** argv) {
   HostBalloon::Options options;
   options.refaults = RefaultMode::engine;
   options.lazy = argc == 2 && std::string(argv[1]) == "--lazy";
-  if (argc > 1 && !options.lazy) {
-    std::fprintf(stderr, "usage: tiny_vmm [--lazy]    (MADV_FREE in place of MADV_DONTNEED)\n");
+  const bool shared = argc == 2 && std::string(argv[1]) == "--shared";
+  if (argc > 1 && !options.lazy && !shared) {
+    std::fprintf(stderr,
+                 "usage: tiny_vmm [--lazy | --shared]\n"
+                 "  --lazy: MADV_FREE in place of MADV_DONTNEED; --shared: RAM in a memfd\n");
     return 2;
   }
-  auto* ram = static_cast<char*>(::mmap(nullptr, kRam, PROT_READ | PROT_WRITE,
-                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  const int memfd = shared ? ::memfd_create("guest-ram", MFD_CLOEXEC) : -1;
+  if (shared && (memfd < 0 || ::ftruncate(memfd, kRam) != 0)) {
+    std::perror("memfd");
+    return 1;
+  }
+  const int flags = shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
+  auto* ram = static_cast<char*>(
+      ::mmap(nullptr, kRam, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, memfd, 0));
   if (ram == MAP_FAILED) {
     std::perror("mmap");
     return 1;
   }
   ::madvise(ram, kRam, MADV_NOHUGEPAGE);
-  const HostBalloon::Region region{ram, Bytes(kRam), -1};
+  const HostBalloon::Region region{ram, Bytes(kRam), memfd};
   auto balloon = HostBalloon::create({&region, 1}, options);
   if (balloon.has_error()) {
     std::fprintf(stderr, "tiny_vmm: %s\n", balloon.error().message.c_str());

@@ -39,7 +39,7 @@ void for_each_thread(const std::string& dir, const Add& add) {
 // in nanoseconds: the ticks of /proc/PID/stat are 10 ms, more than an agent at rest uses in a
 // second.
 void add_process(const std::string& dir, const std::string& name, double& cpu_s,
-                 std::uint64_t& rss_kib, std::uint64_t& switches, unsigned& count) {
+                 std::uint64_t& resident_kib, std::uint64_t& switches, unsigned& count) {
   try {
     const std::string stat = read_text(dir + "/stat");
     const auto open = stat.find('(');
@@ -56,14 +56,10 @@ void add_process(const std::string& dir, const std::string& name, double& cpu_s,
         std::getline(status, skipped);
       }
     });
-    std::istringstream status(read_text(dir + "/status"));
-    std::string key;
-    std::string skipped;
-    while (status >> key) {
-      std::uint64_t value = 0;
-      if (key == "VmRSS:" && status >> value) rss_kib += value;
-      status.clear();
-      std::getline(status, skipped);
+    // Pss: what its processes share counts once.
+    std::istringstream rollup(read_text(dir + "/smaps_rollup"));
+    for (std::string line; std::getline(rollup, line);) {
+      if (line.starts_with("Pss:")) resident_kib += std::stoull(line.substr(4));
     }
     ++count;
   } catch (const std::system_error&) {
@@ -139,15 +135,17 @@ json::object cpu() {
 json::object processes(const std::string& name) {
   const std::unique_ptr<DIR, int (*)(DIR*)> proc(opendir("/proc"), closedir);
   double cpu_s = 0;
-  std::uint64_t rss_kib = 0;
+  std::uint64_t resident_kib = 0;
   std::uint64_t switches = 0;
   unsigned count = 0;
   while (const dirent* entry = proc ? readdir(proc.get()) : nullptr) {
     if (entry->d_name[0] < '0' || entry->d_name[0] > '9') continue;
-    add_process(std::string("/proc/") + entry->d_name, name, cpu_s, rss_kib, switches, count);
+    add_process(std::string("/proc/") + entry->d_name, name, cpu_s, resident_kib, switches, count);
   }
-  return {
-      {"cpu_s", cpu_s}, {"rss_kib", rss_kib}, {"context_switches", switches}, {"processes", count}};
+  return {{"cpu_s", cpu_s},
+          {"resident_kib", resident_kib},
+          {"context_switches", switches},
+          {"processes", count}};
 }
 
 }  // namespace fileballoon::guest
