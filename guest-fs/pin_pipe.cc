@@ -45,8 +45,8 @@ std::uint64_t PinPipe::pinned() const {
   return sum;
 }
 
-template <class Take>
-int PinPipe::pin_by(std::uint64_t pages, Take&& take) {
+int PinPipe::pin(const void* address, std::uint64_t pages) {
+  auto* const base = const_cast<char*>(static_cast<const char*>(address));
   const std::uint64_t before = pinned();
   for (Pipe& pipe : pipes_) {
     while (pipe.pinned < kPagesPerPipe) {
@@ -54,7 +54,9 @@ int PinPipe::pin_by(std::uint64_t pages, Take&& take) {
       if (done >= pages) {
         return 0;
       }
-      const ssize_t bytes = take(pipe, done, std::min(pages - done, kPagesPerPipe - pipe.pinned));
+      const std::uint64_t most = std::min(pages - done, kPagesPerPipe - pipe.pinned);
+      const iovec vector{base + done * kPageSize, most * kPageSize};
+      const ssize_t bytes = ::vmsplice(pipe.write_end.get(), &vector, 1, SPLICE_F_NONBLOCK);
       if (bytes > 0) {
         pipe.pinned += static_cast<std::uint64_t>(bytes) / kPageSize;
       } else if (bytes == 0 || errno != EINTR) {
@@ -69,22 +71,6 @@ int PinPipe::pin_by(std::uint64_t pages, Take&& take) {
     return ENOSPC;
   }
   return 0;
-}
-
-int PinPipe::pin(const void* address, std::uint64_t pages) {
-  auto* const base = const_cast<char*>(static_cast<const char*>(address));
-  return pin_by(pages, [base](const Pipe& pipe, std::uint64_t first, std::uint64_t most) {
-    iovec vector{base + first * kPageSize, most * kPageSize};
-    return ::vmsplice(pipe.write_end.get(), &vector, 1, SPLICE_F_NONBLOCK);
-  });
-}
-
-int PinPipe::pin_file(int fd, std::uint64_t byte_offset, std::uint64_t pages) {
-  return pin_by(pages, [=](const Pipe& pipe, std::uint64_t first, std::uint64_t most) {
-    auto offset = static_cast<off_t>(byte_offset + first * kPageSize);
-    return ::splice(fd, &offset, pipe.write_end.get(), nullptr, most * kPageSize,
-                    SPLICE_F_NONBLOCK);
-  });
 }
 
 void PinPipe::release() {

@@ -29,8 +29,6 @@ class PinPipe {
   /// cached, beside what it holds already. 0 or an errno value (EFAULT: the file could not be
   /// read); on error nothing is pinned.
   [[nodiscard]] int pin(const void* address, std::uint64_t pages);
-  /// The same by splice(2) from the file, without a mapping.
-  [[nodiscard]] int pin_file(int fd, std::uint64_t byte_offset, std::uint64_t pages);
   void release();
 
  private:
@@ -40,10 +38,6 @@ class PinPipe {
     std::uint64_t pinned = 0;
   };
   [[nodiscard]] std::uint64_t pinned() const;
-  /// Takes `pages` pages more, each time by `take(pipe, first, most)`, which returns
-  /// bytes as splice(2) does.
-  template <class Take>
-  [[nodiscard]] int pin_by(std::uint64_t pages, Take&& take);
 
   std::vector<Pipe> pipes_;
 };

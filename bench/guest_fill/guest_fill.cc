@@ -16,14 +16,17 @@
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
+#include "fileballoon/unique_fd.h"
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/frame_lookup.h"
 #include "guest-fs/fuse_server.h"
@@ -143,6 +146,51 @@ class Step {
   Clock::duration sum_{};
 };
 
+/// The alternative to PinPipe: splice(2) fills a pipe from the file, without a mapping.
+class SplicePipe {
+ public:
+  explicit SplicePipe(std::uint64_t pages) : bytes_(pages * kPageSize) {
+    std::array<int, 2> ends{};
+    if (::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
+      throw std::system_error(errno, std::generic_category(), "pipe2");
+    }
+    read_end_.reset(ends[0]);
+    write_end_.reset(ends[1]);
+    null_.reset(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+    if (!null_.valid() || ::fcntl(write_end_.get(), F_SETPIPE_SZ, static_cast<int>(bytes_)) < 0) {
+      throw std::system_error(errno, std::generic_category(), "a pipe for a batch");
+    }
+  }
+  void pin(int fd, std::uint64_t byte_offset) {
+    auto offset = static_cast<off_t>(byte_offset);
+    while (held_ < bytes_) {
+      move(::splice(fd, &offset, write_end_.get(), nullptr, bytes_ - held_, SPLICE_F_NONBLOCK),
+           [this](std::uint64_t bytes) { held_ += bytes; });
+    }
+  }
+  void release() {
+    while (held_ > 0) {
+      move(::splice(read_end_.get(), nullptr, null_.get(), nullptr, held_, SPLICE_F_NONBLOCK),
+           [this](std::uint64_t bytes) { held_ -= bytes; });
+    }
+  }
+
+ private:
+  template <class Count>
+  static void move(ssize_t bytes, Count&& count) {
+    if (bytes > 0) {
+      count(static_cast<std::uint64_t>(bytes));
+    } else if (bytes == 0 || errno != EINTR) {
+      throw std::runtime_error("pages cannot be spliced");
+    }
+  }
+  std::uint64_t bytes_;
+  std::uint64_t held_ = 0;
+  UniqueFd read_end_;
+  UniqueFd write_end_;
+  UniqueFd null_;
+};
+
 void measure(const std::string& mount_point, const Variant& variant, std::uint64_t mib) {
   Server server(mount_point, variant);
   BalloonFile file(mount_point, variant.pages);
@@ -157,6 +205,7 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
   for (std::uint64_t i = 0; i < group_size; ++i) {
     pipes.emplace_back(batch_pages);
   }
+  SplicePipe splice_pipe(batch_pages);
   std::vector<GuestFrame> frames(batch_pages);
   std::vector<GuestFrame> sorted;
   std::vector<FrameRange> ranges;
@@ -190,7 +239,7 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
     }
     PinPipe& pipe = pipes.at(i % group_size);
     if (variant.splice_file) {
-      pin.run([&] { return pipe.pin_file(file.fd(), extent(i).first.byte_offset(), batch_pages); });
+      pin.run([&] { splice_pipe.pin(file.fd(), extent(i).first.byte_offset()); });
     }
     map.run([&] {
       if (!window.show(extent(i)) || (variant.splice_file && window.populate() != 0)) {
@@ -217,7 +266,7 @@ void measure(const std::string& mount_point, const Variant& variant, std::uint64
     range_count += ranges.size();
     map.run([&] { window.hide(); });
     if (variant.place_group == 0) {
-      release.run([&] { pipe.release(); });
+      release.run([&] { variant.splice_file ? splice_pipe.release() : pipe.release(); });
     } else if ((i + 1) % group_size == 0 || i + 1 == batches) {
       const std::uint64_t first = i / group_size * group_size;
       place.run([&] {

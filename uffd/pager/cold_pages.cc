@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <numeric>
 
 namespace fileballoon {
@@ -50,36 +51,34 @@ const ColdPages::Piece& ColdPages::turn() {
   return pieces_[turned_];
 }
 
-void ColdPages::collect(const Piece& piece, unsigned min_age, Batch& batch) {
+std::uint64_t ColdPages::gather(const Piece& piece, std::uint64_t page, unsigned min_age,
+                                std::size_t limit, Batch& batch) const {
   const FrameMap& frames = pager_.ram().frames(piece.object);
   const AgeMap& ages = pager_.ages(piece.object);
   batch.object = piece.object;
-  batch.pages.clear();
-  for (std::uint64_t page = piece.first; page < piece.end; ++page) {
+  for (; page < piece.end; ++page) {
     if (frames.state(page) == FrameState::backed && ages.age(page) >= min_age) {
+      if (batch.pages.size() == limit) {
+        return page;
+      }
       batch.pages.push_back(page);
     }
   }
+  return page;
+}
+
+void ColdPages::collect(const Piece& piece, unsigned min_age, Batch& batch) {
+  batch.pages.clear();
+  gather(piece, piece.first, min_age, std::numeric_limits<std::size_t>::max(), batch);
 }
 
 void ColdPages::next(std::size_t limit, Batch& batch) {
   batch.pages.clear();
   for (; visited_ < pieces_.size(); ++visited_, page_ = 0) {
     const Piece& at = piece(visited_);
-    const FrameMap& frames = pager_.ram().frames(at.object);
-    const AgeMap& ages = pager_.ages(at.object);
-    batch.object = at.object;
-    for (; at.first + page_ < at.end; ++page_) {
-      const std::uint64_t page = at.first + page_;
-      if (frames.state(page) == FrameState::backed && ages.age(page) >= age_) {
-        if (batch.pages.size() == limit) {
-          return;
-        }
-        batch.pages.push_back(page);
-      }
-    }
+    page_ = gather(at, at.first + page_, age_, limit, batch) - at.first;
     if (!batch.pages.empty()) {
-      return;  // the cursor stands at this piece's end
+      return;
     }
   }
 }

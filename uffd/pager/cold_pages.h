@@ -53,6 +53,11 @@ class ColdPages {
     return pieces_[(offset_ + visited * stride_) % pieces_.size()];
   }
 
+  /// Adds backed pages of at least `min_age`, from `page` on; where it stopped: at the end of the
+  /// piece, or at the page for which the batch had no room.
+  std::uint64_t gather(const Piece& piece, std::uint64_t page, unsigned min_age, std::size_t limit,
+                       Batch& batch) const;
+
   unsigned age_ = AgeMap::kOldest;
   std::vector<Piece> pieces_;  // all there are
   std::uint64_t stride_ = 1;   // without a common divisor with their number: visits each once
