@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace fileballoon {
-void CachePace::evicted(std::uint64_t pages) { recent_evicted_ += static_cast<double>(pages); }
+void CachePace::evicted(std::uint64_t pages) {
+  recent_evicted_ += static_cast<double>(pages);
+  took_ = took_ || pages > 0;
+}
 
 void CachePace::brake(State why, const Sample& sample) {
   state_ = why;
@@ -17,6 +21,7 @@ void CachePace::brake(State why, const Sample& sample) {
   }
   relax_at_ = brake_end_ + kCalm * caution_;
   step_ = kFirstStep;
+  took_ = false;
   recent_evicted_ = 0;
   recent_refaulted_ = 0;
   stall_share_ = 0;
@@ -60,7 +65,9 @@ void CachePace::look(const Sample& sample) {
     return;
   }
   recent_evicted_ *= keep;
-  step_ = std::min(step_ * kGrowth, std::max(kLastStep, sample.cache_pages / kLastShare));
+  if (std::exchange(took_, false)) {
+    step_ = std::min(step_ * kGrowth, std::max(kLastStep, sample.cache_pages / kLastShare));
+  }
   if (caution_ > 1 && sample.at >= relax_at_) {
     caution_ /= 2;
     relax_at_ = sample.at + kCalm * caution_;

@@ -21,8 +21,9 @@ class CachePace {
   /// cache is not made to wait for many minutes.
   static constexpr std::uint64_t kLastStep = 4096;
   static constexpr std::uint64_t kLastShare = 16;
-  /// The step grows by this factor with each look that finds no harm. A workload that passes over
-  /// its files twice a second shows after two or three looks that they were hot: 7 MiB by then.
+  /// The step grows by this factor with each look that finds no harm in what was taken. A workload
+  /// that passes over its files twice a second shows after two or three looks that they were hot: 7
+  /// MiB by then.
   static constexpr std::uint64_t kGrowth = 2;
   /// Refaults this soon after an eviction are blamed on it (time constant of the forgetting).
   static constexpr std::chrono::milliseconds kBlame{4000};
@@ -37,10 +38,9 @@ class CachePace {
   static constexpr double kStallShare = 0.005;
   /// How long nothing is taken after harm.
   static constexpr std::chrono::milliseconds kBrake{1000};
-  /// The same after the first harm in a turn of which harm was expected (Sample::tentative): as
-  /// long as a workload that passes over its files three times a second takes for one pass. By then
-  /// the kernel has seen the refaults too, and spares pages that were read as often as those.
-  static constexpr std::chrono::milliseconds kShortBrake{300};
+  /// The same after the first harm in a turn of which harm was expected (Sample::tentative). The
+  /// kernel has seen the refaults too, and spares pages that were read as often as those.
+  static constexpr std::chrono::milliseconds kShortBrake{150};
   /// The caution doubles with each harm by refaults up to this.
   static constexpr unsigned kMostCaution = 8;
   /// Calm for so long, times the caution, before the caution is halved.
@@ -85,6 +85,7 @@ class CachePace {
   void brake(State why, const Sample& sample);
 
   std::optional<Sample> last_;
+  bool took_ = false;  // since the last look
   double recent_evicted_ = 0;
   double recent_refaulted_ = 0;
   double stall_share_ = 0;

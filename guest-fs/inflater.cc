@@ -185,6 +185,9 @@ int Inflater::wait_ms(Clock::time_point now) const {
   if (decision_.wait.count() > 0) {
     until = std::min(until, decided_at_ + decision_.wait);
   }
+  if (growth_.sees_work(now) && evictable_pages_ > 0) {
+    until = std::min(until, now + GiveWay::kLook);
+  }
   for (const auto& due :
        {link_.is_established() ? moved_.deadline() : std::nullopt, deflate_reports_.deadline(),
         told_deflation_.deadline(now), leave_until_}) {
@@ -203,6 +206,7 @@ bool Inflater::step(Clock::time_point now) {
   const Limits limits = shared_.limits();
   pipeline_.collect();
   bool more = follow_limits(limits, now);
+  give_way(now);
   if (!leave_until_ || tells_first()) {
     more |= grow(limits, now);
     free_what_cpus_keep(now);
@@ -293,6 +297,25 @@ std::uint64_t Inflater::drop_evictable(std::uint64_t pages) {
     evictable_pages_ = 0;
   }
   return gone;
+}
+
+void Inflater::give_way(Clock::time_point now) {
+  if (pipeline_.in_flight_pages() > 0 || exchange_.is_under_way()) {
+    give_way_.forget();  // what the balloon does itself moves free memory, too
+  }
+  if (tells_first() || !growth_.sees_work(now) || evictable_pages_ == 0) {
+    return;
+  }
+  const std::uint64_t pages =
+      give_way_.look(free_memory(), reserve_ - reserve_margin(config_.ram), now);
+  if (pages == 0) {
+    return;
+  }
+  const std::uint64_t gone = drop_evictable(pages);
+  give_way_.gave(gone);
+  stats_.evicted_pages += gone;
+  stats_.yielded_pages += gone;
+  stop_growing(GrowthReason::backing_off, GiveWay::kPause);
 }
 
 void Inflater::stop_growing(GrowthReason why, nanoseconds time) {
@@ -386,7 +409,7 @@ bool Inflater::grow(const Limits& limits, Clock::time_point now) {
     sample.free = free_memory();
     sample.reserve = reserve_;
     sample.resident = Bytes::pages(resident_pages());
-    sample.evicted_pages = stats_.evicted_pages;
+    sample.evicted_pages = stats_.evicted_pages - stats_.yielded_pages;
     sample.host_present = link_.is_established();
     decision_ = growth_.decide(sample, limits, now);
     decided_at_ = now;

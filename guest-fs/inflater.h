@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fileballoon/exchange.h"
+#include "fileballoon/give_way.h"
 #include "fileballoon/growth.h"
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/deflate_reports.h"
@@ -94,6 +95,8 @@ class Inflater final : private HostLink::Handler {
   void become_evictable(Extent extent, std::span<const GuestFrame> frames);
   void stop_growing(GrowthReason why, std::chrono::nanoseconds time);
   void read_pressure(Clock::time_point now);
+  /// Balloon pages go before the guest's reclaim has to take them.
+  void give_way(Clock::time_point now);
   void free_what_cpus_keep(Clock::time_point now);
   /// Balloon pages against free memory that the host has behind it for nothing.
   void exchange_reserve(Clock::time_point now);
@@ -135,6 +138,7 @@ class Inflater final : private HostLink::Handler {
   ToldDeflation told_deflation_;
   Growth growth_;
   Exchange exchange_;
+  GiveWay give_way_;
   HostLink link_;
 
   ExtentList evictable_;

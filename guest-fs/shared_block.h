@@ -21,7 +21,8 @@ struct AgentStats {
   std::uint64_t locked_pages = 0;     ///< of these, locked (the floor)
   std::uint64_t in_flight_pages = 0;  ///< filled or reported, not acknowledged yet
   std::uint64_t inflated_pages = 0;   ///< acknowledged as discarded
-  std::uint64_t evicted_pages = 0;    ///< taken by the guest's reclaim
+  std::uint64_t evicted_pages = 0;    ///< taken back by the guest
+  std::uint64_t yielded_pages = 0;    ///< of these, given up before its reclaim had to take them
   std::uint64_t dropped_pages = 0;    ///< given up because the target fell
   std::uint64_t exchanged_pages = 0;  ///< given up, and as many taken from what programs had used
   std::uint64_t cancelled_pages = 0;  ///< lost with their channel before the acknowledgement

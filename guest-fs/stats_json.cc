@@ -74,6 +74,7 @@ std::string stats_json(const AgentStats& stats, const Limits& limits, Bytes ram,
   object.add("in_flight_bytes", Bytes::pages(stats.in_flight_pages));
   object.add("inflated_pages", stats.inflated_pages);
   object.add("evicted_pages", stats.evicted_pages);
+  object.add("yielded_pages", stats.yielded_pages);
   object.add("dropped_pages", stats.dropped_pages);
   object.add("exchanged_pages", stats.exchanged_pages);
   object.add("cancelled_pages", stats.cancelled_pages);

@@ -34,6 +34,9 @@ struct CacheList {
   std::uint64_t cgroup = 0;  ///< the kernel's memory cgroup id
   unsigned node = 0;
   GenerationView view;
+  /// Pages that were evicted though they had been read more than once since they joined their
+  /// generation; counts anew with each generation. Nothing where the kernel does not say.
+  std::optional<std::uint64_t> evicted_in_use;
 };
 
 struct Taken {

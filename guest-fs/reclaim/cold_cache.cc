@@ -274,9 +274,17 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
         if (!std::exchange(state.evicting, true)) {
           pace_.start_small();
           allowance = std::min(allowance, CachePace::kFirstStep);
+          state.bite = 0;
+        }
+        if (const auto next = next_bite(list, state, patience); now < next) {
+          return std::min(next, now + kFreshTick);  // refaults may show at any moment
         }
         if (allowance > 0) {
           const std::uint64_t taken = count(kernel_.evict(list, decision.generation, allowance));
+          state.in_use = list.evicted_in_use.value_or(0);
+          state.bite = taken;
+          state.bitten_at = now;
+          state.brakes = pace_.brakes();
           if (is_fresh(state)) {
             fresh_left_ -= std::min(fresh_left_, taken);
             state.fresh = fresh_left_ > 0;
@@ -285,10 +293,23 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
           pace_.evicted(taken);
           allowance -= std::min(allowance, taken);
         }
-        return now + work_tick;
+        return now + (is_fresh(state) && list.evicted_in_use ? kFreshTick : work_tick);
     }
   }
   return now + work_tick;
+}
+
+ColdCache::Clock::time_point ColdCache::next_bite(const CacheList& list, const ListState& state,
+                                                  Clock::duration patience) const {
+  const bool has_shown = pace_.brakes() != state.brakes;  // and the pace has braked for it
+  if (state.bite == 0 || !list.evicted_in_use || has_shown || mode_ == CacheMode::epoch) {
+    return state.bitten_at;
+  }
+  const std::uint64_t now = *list.evicted_in_use;
+  const std::uint64_t in_use = now >= state.in_use ? now - state.in_use : now;
+  return in_use * kInUseShare >= state.bite
+             ? state.bitten_at + std::min<Clock::duration>(patience, kShowsWithin)
+             : state.bitten_at;
 }
 
 std::uint64_t ColdCache::step(std::uint64_t pages) {

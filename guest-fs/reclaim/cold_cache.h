@@ -62,10 +62,11 @@ class ColdCache {
   /// fills memory. Nothing in the guest has changed, so nothing says that cache has become cold.
   static constexpr std::chrono::milliseconds kPatience{5000};
   /// The same once, for what was there when the guest gave up memory: then something has changed,
-  /// and a smaller working set is to show on the host within 5 s. What is read seven times a second
-  /// is safe. What is read less often may lose the first bites; its refaults stop eviction for a
-  /// moment and have the kernel spare pages that were read as often.
-  static constexpr std::chrono::milliseconds kFreshPatience{750};
+  /// and a smaller working set is to show on the host within 5 s. What is read ten times a second
+  /// is safe. Of what is read four times a second the bite is lost in which it comes first, since
+  /// the kernel says at once that it was in use; its refaults then have the kernel spare the rest.
+  /// What is read less often may lose the first bites.
+  static constexpr std::chrono::milliseconds kFreshPatience{500};
   /// At most this many times what the guest gave up goes that early: a program uses files beside
   /// its memory, and much more of them is no longer likely to be its own.
   static constexpr std::uint64_t kFreshShare = 2;
@@ -75,6 +76,14 @@ class ColdCache {
   static constexpr std::chrono::milliseconds kShortPatience{250};
   /// Between two pieces of work: time for refaults to show. The first second takes about 100 MiB.
   static constexpr std::chrono::milliseconds kWorkTick{100};
+  /// The same for what became cold at once, as long as the kernel says of each bite that nothing in
+  /// it was in use (read twice or more since the list was closed).
+  static constexpr std::chrono::milliseconds kFreshTick{50};
+  /// The share of a bite (one in 16) that makes it one of pages in use. The next one waits until
+  /// their refaults must have shown, or this long: a program that reads them comes back to them
+  /// within the time in which it was seen to read them twice.
+  static constexpr std::uint64_t kInUseShare = 16;
+  static constexpr std::chrono::milliseconds kShowsWithin{1000};
   /// The host's epochs are orders: smaller pieces, no pauses.
   static constexpr std::chrono::milliseconds kEpochTick{50};
   static constexpr std::uint64_t kEpochStep = 4096;
@@ -118,9 +127,13 @@ class ColdCache {
  private:
   struct ListState {
     GenerationTurn turn;
-    bool pending = false;   ///< epoch: a turn has been ordered
-    bool evicting = false;  ///< the closed generation has been bitten
-    bool fresh = false;     ///< this turn began when the guest gave up memory
+    bool pending = false;      ///< epoch: a turn has been ordered
+    bool evicting = false;     ///< the closed generation has been bitten
+    bool fresh = false;        ///< this turn began when the guest gave up memory
+    std::uint64_t in_use = 0;  ///< CacheList::evicted_in_use before the last bite
+    std::uint64_t bite = 0;    ///< pages of that bite
+    Clock::time_point bitten_at{};
+    std::uint64_t brakes = 0;  ///< CachePace::brakes() at that bite
   };
   using ListKey = std::pair<std::uint64_t, unsigned>;
 
@@ -134,6 +147,9 @@ class ColdCache {
   [[nodiscard]] Clock::time_point turn(const CacheList& list, ListState& state,
                                        Clock::duration patience, std::uint64_t& allowance,
                                        Clock::time_point now);
+  /// When the next bite may follow the last one.
+  [[nodiscard]] Clock::time_point next_bite(const CacheList& list, const ListState& state,
+                                            Clock::duration patience) const;
   std::uint64_t step(std::uint64_t pages);
   [[nodiscard]] Clock::time_point brake();
   /// The guest has given up memory, or not.

@@ -190,7 +190,12 @@ CacheNumbers LinuxCacheKernel::numbers() {
 
 std::vector<CacheList> LinuxCacheKernel::lists() {
   std::vector<CacheList> others;
-  for (LruGenList& one : parse_lru_gen(read_kernel_file(lru_gen_))) {
+  // With tiers where they are shown: a file that lacks is read as empty.
+  std::string text = read_kernel_file(lru_gen_ + "_full");
+  if (text.empty()) {
+    text = read_kernel_file(lru_gen_);
+  }
+  for (LruGenList& one : parse_lru_gen(text)) {
     if (one.cgroup_path != cgroup_.path()) {
       others.push_back(one.list);
     }

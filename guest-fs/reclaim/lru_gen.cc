@@ -15,6 +15,30 @@ std::uint64_t page_count(const char* text) {
   return value > 0 ? static_cast<std::uint64_t>(value) : 0;
 }
 
+/// A line of a tier in lru_gen_full: its number, then of anonymous and of file pages how many were
+/// refaulted ("12r"), evicted ("12e"), and protected ("12p").
+void add_tier(const std::string& line, CacheList& list) {
+  unsigned tier = 0;
+  std::uint64_t evicted = 0;
+  char kind = 0;
+  if (std::sscanf(line.c_str(), " %u %*s %*s %*s %*[0-9]r %" SCNu64 "%c", &tier, &evicted, &kind) ==
+          3 &&
+      kind == 'e') {
+    list.evicted_in_use = list.evicted_in_use.value_or(0) + (tier > 0 ? evicted : 0);
+  }
+}
+
+bool has_word(const std::string& line, std::size_t number) {
+  std::istringstream words(line);
+  std::string word;
+  for (std::size_t i = 0; i <= number; ++i) {
+    if (!(words >> word)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 std::vector<LruGenList> parse_lru_gen(std::string_view text) {
@@ -42,8 +66,10 @@ std::vector<LruGenList> parse_lru_gen(std::string_view text) {
     } else if (std::sscanf(line.c_str(), " node %" SCNu64, &number) == 1) {
       in_node = in_cgroup;
       if (in_node) {
-        lists.push_back({{cgroup, static_cast<unsigned>(number), {}}, path});
+        lists.push_back({{cgroup, static_cast<unsigned>(number), {}, {}}, path});
       }
+    } else if (in_node && has_word(line, 4)) {
+      add_tier(line, lists.back().list);
     } else if (in_node && std::sscanf(line.c_str(), " %" SCNu64 " %" SCNu64 " %31s %31s", &number,
                                       &age_ms, anon.data(), file.data()) == 4) {
       GenerationView& view = lists.back().list.view;

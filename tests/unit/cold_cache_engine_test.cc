@@ -32,7 +32,7 @@ class SimulatedKernel final : public CacheKernel {
     return numbers_;
   }
   [[nodiscard]] std::vector<CacheList> lists() override {
-    CacheList list{1, 0, {}};
+    CacheList list{1, 0, {}, evicted_in_use_};
     list.view.youngest = youngest_;
     list.view.oldest = youngest_;
     for (std::uint64_t g = first(); g <= youngest_; ++g) {
@@ -75,6 +75,7 @@ class SimulatedKernel final : public CacheKernel {
       taken += now;
     }
     largest_ = std::max(largest_, taken);
+    if (evicted_in_use_) *evicted_in_use_ += std::min(in_use_, taken);
     return {taken, 0};
   }
   [[nodiscard]] Taken step(std::uint64_t pages) override {
@@ -112,6 +113,8 @@ class SimulatedKernel final : public CacheKernel {
   ReclaimFeatures features_;
   CacheNumbers numbers_;
   std::uint64_t balloon_pages_ = 0;
+  std::uint64_t in_use_ = 0;  ///< of each bite, pages that were read twice or more
+  std::optional<std::uint64_t> evicted_in_use_;
   std::uint64_t stuck_ = 0;    ///< dirty pages of each generation
   std::uint64_t largest_ = 0;  ///< the most one command took
   std::uint64_t ages_ = 0;
@@ -258,6 +261,48 @@ TEST_F(Engine, ASecondHarmEndsTheShortWait) {
   }
   EXPECT_EQ(cache.stats().brakes, 2U);
   EXPECT_LE(seen, 4 * CachePace::kFirstStep * CachePace::kGrowth);
+}
+
+TEST_F(Engine, AfterAReleaseWhatWasNotInUseGoesWithinASecond) {
+  kernel_.evicted_in_use_ = 0;
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.numbers_.anonymous = 200'000;
+  (void)cache.tick(balloon_, now_);
+  kernel_.read(100 * 256);
+  run(cache, milliseconds(500));
+  kernel_.numbers_.anonymous = 100'000;
+  (void)cache.tick(balloon_, now_);
+  run(cache, ColdCache::kFreshPatience + milliseconds(500));
+  EXPECT_EQ(kernel_.pages(), 0U);
+}
+
+TEST_F(Engine, ABiteOfPagesInUseIsTheOnlyOneUntilItIsKnownWhetherTheyAreMissed) {
+  kernel_.evicted_in_use_ = 0;
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.numbers_.anonymous = 200'000;
+  (void)cache.tick(balloon_, now_);
+  kernel_.read(50'000);
+  run(cache, milliseconds(500));
+  kernel_.numbers_.anonymous = 100'000;
+  kernel_.in_use_ = 1'000'000;
+  (void)cache.tick(balloon_, now_);
+  run(cache, ColdCache::kFreshPatience + ColdCache::kFreshPatience - milliseconds(20));
+  EXPECT_EQ(cache.stats().evicted_pages, CachePace::kFirstStep);
+  // They are missed: the kernel spares the others from now on, which is why it goes on.
+  kernel_.numbers_.refaulted += CachePace::kFirstStep;
+  kernel_.in_use_ = 0;
+  run(cache, CachePace::kShortBrake + seconds(1));
+  EXPECT_EQ(cache.stats().brakes, 1U);
+  EXPECT_GT(cache.stats().evicted_pages, 20'000U);
+}
+
+TEST_F(Engine, ABiteOfPagesThatNobodyMissesHoldsNothingUpForLong) {
+  kernel_.evicted_in_use_ = 0;
+  kernel_.in_use_ = 1'000'000;  // a file that was copied twice, and never again
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.read(15 * 256);
+  run(cache, ColdCache::kPatience + 5 * ColdCache::kShowsWithin);
+  EXPECT_EQ(kernel_.pages(), 0U);
 }
 
 TEST_F(Engine, ProgramsThatComeAndGoDoNotKeepColdCacheForEver) {

@@ -69,13 +69,40 @@ TEST(LruGen, AnEmptyListHasItsYoungestGeneration) {
   EXPECT_EQ(lists[0].list.view.youngest, 1U);
 }
 
+// As a Debian guest with Linux 6.12 prints it: what was evicted of tiers 1 to 3 had been read twice
+// or more.
+TEST(LruGen, TheFullFileSaysHowManyPagesInUseWereEvicted) {
+  const auto lists = parse_lru_gen(
+      "memcg     1 /\n node     0\n"
+      "          7      15224      12003       84808 \n"
+      "                     0          0r          0e          0p          0r       2171e          "
+      "0p\n"
+      "                     1          0r          0e          0p          3r         40e          "
+      "0p\n"
+      "                     2          0r          9e          0p        527r       5828e          "
+      "0p\n"
+      "                     3          0r          0e          0p          0r          0e        "
+      "507p\n"
+      "                                 0x          0x          0x          0x\n"
+      "          8       9232          3        1674 \n"
+      "                     0          0x          0x          0x          0x          0x          "
+      "0x\n"
+      "                                 0T          0Y          0F          0A\n");
+  ASSERT_EQ(lists.size(), 1U);
+  EXPECT_EQ(lists[0].list.view.oldest, 7U);
+  EXPECT_EQ(lists[0].list.view.oldest_pages, 84808U);
+  EXPECT_EQ(lists[0].list.view.file_pages, 86482U);
+  EXPECT_EQ(lists[0].list.evicted_in_use, 5868U);
+  EXPECT_FALSE(parse_lru_gen(kLruGen)[0].list.evicted_in_use.has_value());
+}
+
 TEST(LruGen, NonsenseIsSkipped) {
   EXPECT_TRUE(parse_lru_gen("").empty());
   EXPECT_TRUE(parse_lru_gen("\n\nmemcg\nnode 3\n 1 2 3 4\n").empty());
 }
 
 TEST(LruGen, CommandsNameTheListAndNeverAllowSwapping) {
-  const CacheList list{37, 1, {}};
+  const CacheList list{37, 1, {}, {}};
   EXPECT_EQ(age_command(list, 12), "+ 37 1 12 0 1");
   EXPECT_EQ(evict_command(list, 9, 4096), "- 37 1 9 0 4096");
 }
@@ -224,9 +251,9 @@ TEST_F(FakeKernel, OthersAreTheSiblingsOnTheWayDown) {
 
 TEST_F(FakeKernel, CommandsAreWrittenToLruGen) {
   LinuxCacheKernel linux = kernel();
-  EXPECT_EQ(linux.age({37, 0, {}}, 1), 0);
+  EXPECT_EQ(linux.age({37, 0, {}, {}}, 1), 0);
   EXPECT_THAT(get("debug/lru_gen"), testing::StartsWith("+ 37 0 1 0 1"));
-  EXPECT_EQ(linux.evict({1, 0, {}}, 10, 256).error, 0);
+  EXPECT_EQ(linux.evict({1, 0, {}, {}}, 10, 256).error, 0);
   EXPECT_THAT(get("debug/lru_gen"), testing::StartsWith("- 1 0 10 0 256"));
 }
 
