@@ -44,7 +44,8 @@ class GiveWay {
   };
   std::optional<Look> last_;
   Bytes given_;
-  double rate_ = 0;  // bytes a second that the guest takes
+  double fresh_rate_ = 0;  // bytes a second that the guest took before the last look
+  double rate_ = 0;        // the lesser of that and the one before: what goes on
 };
 
 }  // namespace fileballoon

@@ -150,7 +150,8 @@ std::string format_stats(const json::object& vm) {
     line("  free", size(*guest, "mem_free_bytes"), "MemFree");
     out += fmt::format("    growth: {}; cold page cache: {} ({})\n", text(*guest, "growth"),
                        text(*guest, "cache_mode"), text(*guest, "cache_method"));
-    line("  evicted", count(*guest, "evicted_pages"), "balloon pages that the guest has taken back");
+    line("  evicted", count(*guest, "evicted_pages"),
+         "balloon pages that the guest has taken back");
     line("  moved", count(*guest, "migrated_pages"), "by the guest's kernel, and reported anew");
     line("  OOM kills", count(*guest, "oom_kills"), "in the guest since it booted");
   } else {
