@@ -11,6 +11,8 @@
 #include <cstring>
 #include <system_error>
 
+#include "uffd/crowded_cpus.h"
+#include "uffd/prompt_thread.h"
 #include "uffd/range_filler.h"
 
 namespace fileballoon {
@@ -30,12 +32,11 @@ constexpr std::chrono::microseconds kNoMemoryRetry{2000};
 // is waited for is lost.
 constexpr std::chrono::microseconds kHeldRetry{500};
 // Between two looks at the clock a reader looks for faults so often, and gives way each time: some
-// microseconds while a CPU is free. Where it takes kCrowded, others use the CPUs, and giving way
-// means to wait for the end of a time slice, 3 ms and more; who sleeps is woken at once. So the
-// reader sleeps instead for kCrowdedFor.
+// microseconds while a CPU is free.
 constexpr unsigned kIdleReads = 8;
 constexpr std::chrono::microseconds kCrowded{500};
-constexpr std::chrono::seconds kCrowdedFor{1};
+// What a flash disk takes at most; for a slower one nobody stays awake.
+constexpr std::chrono::microseconds kLongestAnswer{300};
 // Refaulted ranges that wait for the control plane: at 1 MiB each 4 GiB of deflation.
 constexpr std::size_t kRing = 4096;
 
@@ -44,6 +45,20 @@ unsigned usable_cpus() {
   CPU_ZERO(&set);
   return ::sched_getaffinity(0, sizeof set, &set) == 0 ? static_cast<unsigned>(CPU_COUNT(&set)) : 1;
 }
+
+// Counts its owner among those at work.
+class Answering {
+ public:
+  explicit Answering(std::atomic<unsigned>& count) : count_(count) {
+    count_.fetch_add(1, std::memory_order_relaxed);
+  }
+  Answering(const Answering&) = delete;
+  Answering& operator=(const Answering&) = delete;
+  ~Answering() { count_.fetch_sub(1, std::memory_order_relaxed); }
+
+ private:
+  std::atomic<unsigned>& count_;
+};
 
 }  // namespace
 
@@ -166,10 +181,11 @@ class FaultEngine::Reader {
 
 void FaultEngine::Reader::run() {
   ::pthread_setname_np(::pthread_self(), "fb-faults");
+  ask_for_prompt_wakeups();
   auto active = Clock::now();
   unsigned idle_reads = 0;
   Clock::time_point looked = active;  // at the clock
-  Clock::time_point crowded_until{};
+  CrowdedCpus crowded(kCrowded);
   while (!stop_.load(std::memory_order_relaxed) && serving()) {
     if (read_all()) {
       idle_reads = 0;
@@ -191,16 +207,19 @@ void FaultEngine::Reader::run() {
     // shard keep all readers looking: one that gives way on the CPU where the answered thread
     // belongs picks that thread up at once, which otherwise takes an interrupt to that CPU (5 us
     // instead of 21 for a single refault in a virtual machine).
-    if (spin_.count() > 0 && active >= crowded_until) {
+    if (spin_.count() > 0 && !crowded.at(active)) {
       bool spins = true;
       if (++idle_reads % kIdleReads == 0) {
         const auto now = Clock::now();
-        if (now - looked > kCrowded) {
-          crowded_until = now + kCrowdedFor;
-        }
+        crowded.gave_way(now - looked, now);
         looked = now;
         const Clock::time_point any(engine_.last_active_.load(std::memory_order_relaxed));
-        spins = now - std::max(active, any) < spin_ && now >= crowded_until;
+        const auto idle = now - std::max(active, any);
+        // While another reader answers, which with a disk takes longer than a spin, the answered
+        // thread's CPU is kept awake for it.
+        spins = !crowded.at(now) &&
+                (idle < spin_ ||
+                 (engine_.answering_.load(std::memory_order_relaxed) > 0 && idle < kLongestAnswer));
       }
       if (spins) {
         // Giving way also lets the answered thread have this very CPU (p99 9 us, 107 without).
@@ -254,6 +273,7 @@ bool FaultEngine::Reader::read_all() {
     any = true;
     bump(counters_.reads);
     const auto now = Clock::now();
+    const Answering answering(engine_.answering_);
     answered_count_ = 0;
     // Events first: the kernel hands out faults before events, but a fault in a range that a
     // REMOVE in the same batch names must be answered as removed.

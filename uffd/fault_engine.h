@@ -130,6 +130,7 @@ class FaultEngine {
   UniqueFd deflation_;
   std::atomic<bool> deflation_signalled_{false};
   std::atomic<std::chrono::steady_clock::duration> last_active_{};  // of any reader
+  std::atomic<unsigned> answering_{0};                              // readers
   std::vector<std::unique_ptr<Reader>> readers_;
 };
 

@@ -32,6 +32,7 @@ struct Settings {
   std::string size_text = "256M";
   Bytes size;
   unsigned repeat = 3;
+  unsigned shards = 2;            // as the keeper has by default
   std::vector<std::string> only;  // stores; empty: all, and the kernel's swap
 };
 
@@ -67,13 +68,15 @@ void page_out_all(PageWriter& writer, std::uint64_t pages) {
 
 struct Measured {
   PagingResult paging;
-  PagerStats paged_out;  // while everything is out
+  Bytes resident_metadata;  // while nothing is out
+  PagerStats paged_out;     // while everything is out
 };
 
 /// A fresh memory, pager and engine; one pass of everything.
 Measured run_pager(const Settings& settings, const MakeStore& make) {
   testing::OwnMemoryOptions options;
   options.size = settings.size;
+  options.shards = settings.shards;
   testing::OwnMemory memory(options);
   const std::uint64_t pages = memory.pages();
   for (std::uint64_t page = 0; page < pages; ++page) {
@@ -84,6 +87,7 @@ Measured run_pager(const Settings& settings, const MakeStore& make) {
   PageWriter writer(*pager);
 
   Measured measured;
+  measured.resident_metadata = pager->stats().metadata;
   const double cpu = thread_cpu_seconds();
   const auto out = Clock::now();
   page_out_all(writer, pages);
@@ -107,6 +111,7 @@ Measured run_pager(const Settings& settings, const MakeStore& make) {
 PagingResult run_refault(const Settings& settings) {
   testing::OwnMemoryOptions options;
   options.size = settings.size;
+  options.shards = settings.shards;
   options.populated = false;
   testing::OwnMemory memory(options);
   const FaultEngine engine(memory.ram(), {}, nullptr);
@@ -122,6 +127,7 @@ struct Sum {
   std::vector<double> sequential_gib_per_s;
   std::vector<std::uint64_t> in_ns;
   PagerStats stats;
+  double metadata_bytes_per_resident_page = 0;
 
   void add(const PagingResult& result, double gib) {
     if (result.out_seconds > 0) {
@@ -155,6 +161,7 @@ Row row_of(const std::string& store, const Sum& sum) {
   if (stats.paged_pages > 0) {
     row["metadata_bytes_per_page"] =
         static_cast<double>(stats.metadata.count()) / static_cast<double>(stats.paged_pages);
+    row["metadata_bytes_per_resident_page"] = sum.metadata_bytes_per_resident_page;
     if (stats.store.memory.count() > 0) {
       row["ratio"] = static_cast<double>(Bytes::pages(stats.paged_pages).count()) /
                      static_cast<double>(stats.store.memory.count());
@@ -202,6 +209,9 @@ int run(const Settings& settings) {
       const Measured measured = run_pager(settings, store.make);
       store.sum.add(measured.paging, gib);
       store.sum.stats = measured.paged_out;
+      store.sum.metadata_bytes_per_resident_page =
+          static_cast<double>(measured.resident_metadata.count()) /
+          static_cast<double>(settings.size.whole_pages());
     }
     if (no_swap.empty()) {
       if (const auto measured = run_kernel_swap(settings.directory, settings.size)) {
@@ -256,6 +266,10 @@ int main(int argc, char** argv) {
                  "directory on the disk to compare on; the page file and the swap file are made "
                  "there (default: beside this program)");
   app.add_option("--repeat", settings.repeat, "passes over all stores")->capture_default_str();
+  app.add_option("--shards", settings.shards,
+                 "userfaultfds to divide the memory among, a reader thread each")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 16));
   app.add_option("--store", settings.only,
                  "only this one (compressed, compressed-zstd, file), beside the plain refault; may "
                  "be repeated")

@@ -1,12 +1,12 @@
 #include "bench/vm_bench/fleet.h"
 
 #include <chrono>
-#include <filesystem>
 #include <fstream>
 #include <stdexcept>
 #include <thread>
 
 #include "tests/vm/kit/agent.h"
+#include "tests/vm/kit/child_process.h"
 #include "tests/vm/kit/daemon.h"
 #include "tests/vm/kit/temp_dir.h"
 
@@ -30,19 +30,6 @@ Bytes own_memory(pid_t pid) {
   return Bytes(0);
 }
 
-// The keeper of a VM's userfaultfd is started by the daemon, and outlives it.
-std::optional<pid_t> keeper_of(pid_t vm) {
-  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    std::ifstream file(entry.path() / "cmdline");
-    const std::string line{std::istreambuf_iterator<char>(file), {}};
-    if (line.find("fileballoon-faultd") != std::string::npos &&
-        line.find(std::string("--pid") + '\0' + std::to_string(vm) + '\0') != std::string::npos) {
-      return std::stoi(entry.path().filename().string());
-    }
-  }
-  return std::nullopt;
-}
-
 /// This project: the daemon's arbiter with a limit of the host, one policy for all.
 class DaemonFleet final : public Fleet {
  public:
@@ -59,7 +46,7 @@ class DaemonFleet final : public Fleet {
       daemon_->attach(name_of(i), *vms[i], pages ? "uffd" : "kernel");
       daemon_->call("mem-policy", {{"name", name_of(i)}, {"policy", policy_}});
       vmkit::Agent(*vms[i]).mount();
-      if (const auto keeper = keeper_of(vms[i]->pid())) pids_.push_back(*keeper);
+      for (const pid_t keeper : vmkit::keepers_of(vms[i]->pid())) pids_.push_back(keeper);
     }
     const auto deadline = std::chrono::steady_clock::now() + kConnectLimit;
     for (std::size_t i = 0; i < vms.size(); ++i) {
@@ -78,15 +65,25 @@ class DaemonFleet final : public Fleet {
     for (const pid_t pid : pids_) sum += own_memory(pid);
     return sum;
   }
-  [[nodiscard]] Bytes paged_out() override {
-    Bytes sum;
+  [[nodiscard]] double helper_cpu_s() const override {
+    double sum = 0;
+    for (const pid_t pid : pids_) sum += vmkit::cpu_seconds_of(pid);
+    return sum;
+  }
+  [[nodiscard]] Paging paging() override {
+    Paging sum;
     for (std::size_t i = 0; i < guests_; ++i) {
       const auto stats = daemon_->stats(name_of(i));
       const auto* pager = stats.if_contains("paging");
       if (pager == nullptr || !pager->is_object()) continue;
-      if (const auto* out = pager->as_object().if_contains("paged_out_pages")) {
-        sum += Bytes::pages(out->to_number<std::uint64_t>());
-      }
+      const auto number = [&](const char* key) {
+        const auto* value = pager->as_object().if_contains(key);
+        return value != nullptr ? value->to_number<std::uint64_t>() : 0;
+      };
+      sum.out += Bytes::pages(number("paged_out_pages"));
+      sum.in += Bytes::pages(number("paged_in_pages"));
+      sum.in_faults += number("page_in_faults");
+      sum.held_faults += number("held_faults");
     }
     return sum;
   }

@@ -3,6 +3,7 @@
 // One thread at a time, but for footprint().
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,8 +28,17 @@ class Fleet {
   /// Memory of the host that the mode's own processes take (the daemon, its keepers, a store in
   /// memory). Any thread.
   [[nodiscard]] virtual Bytes helpers() const { return Bytes(0); }
-  /// Written to stores on disk so far.
-  [[nodiscard]] virtual Bytes paged_out() { return Bytes(0); }
+  /// CPU time of those processes so far, seconds.
+  [[nodiscard]] virtual double helper_cpu_s() const { return 0; }
+
+  /// What paging has done so far, of all guests.
+  struct Paging {
+    Bytes out;                      ///< written to stores
+    Bytes in;                       ///< brought back
+    std::uint64_t in_faults = 0;    ///< page-ins that a guest waited for
+    std::uint64_t held_faults = 0;  ///< faults that waited for room below a ceiling
+  };
+  [[nodiscard]] virtual Paging paging() { return {}; }
 };
 
 /// "none", "balloon-only", "balloon-then-page", "virtio-balloon".

@@ -12,6 +12,7 @@
 
 #include "bench/vm_bench/fleet.h"
 #include "bench/vm_bench/scenario.h"
+#include "tests/vm/kit/child_process.h"
 
 namespace fileballoon::bench {
 namespace {
@@ -125,9 +126,10 @@ class Overcommit final : public Scenario {
     return "three guests with staggered jobs on a host of --limit: peak, completion, losses";
   }
   std::vector<std::string> columns() const override {
-    return {"mode",         "limit_mib",          "host_peak_mib",  "over_limit_s",
-            "completion_s", "completion_to_none", "guest1_s",       "guest2_s",
-            "guest3_s",     "oom_kills",          "pattern_errors", "paged_out_mib"};
+    return {"mode",           "limit_mib",          "host_peak_mib", "over_limit_s",
+            "completion_s",   "completion_to_none", "guest1_s",      "guest2_s",
+            "guest3_s",       "guests_cpu_s",       "helpers_cpu_s", "oom_kills",
+            "pattern_errors", "paged_out_mib",      "paged_in_mib",  "page_in_faults"};
   }
   std::vector<std::string> modes() const override { return fleet_names(); }
   Row measure(const std::string& mode, const std::string& variant,
@@ -150,6 +152,13 @@ Row Overcommit::measure(const std::string& mode, const std::string& /*variant*/,
   std::this_thread::sleep_for(kSettle);
 
   std::vector<Job> jobs(kGuests);
+  const auto guests_cpu_s = [&] {
+    double sum = 0;
+    for (const auto& vm : vms) sum += vmkit::cpu_seconds_of(vm->pid());
+    return sum;
+  };
+  const double guests_before = guests_cpu_s();
+  const double helpers_before = fleet->helper_cpu_s();
   HostSampler sampler(vms, *fleet, settings.limit);
   const double completion = run_jobs(vms, jobs);
   sampler.stop();
@@ -174,7 +183,13 @@ Row Overcommit::measure(const std::string& mode, const std::string& /*variant*/,
   }
   row["oom_kills"] = kills;
   row["pattern_errors"] = errors;
-  row["paged_out_mib"] = fleet->paged_out().as_mib();
+  row["guests_cpu_s"] = guests_cpu_s() - guests_before;
+  row["helpers_cpu_s"] = fleet->helper_cpu_s() - helpers_before;
+  const Fleet::Paging paging = fleet->paging();
+  row["paged_out_mib"] = paging.out.as_mib();
+  row["paged_in_mib"] = paging.in.as_mib();
+  row["page_in_faults"] = paging.in_faults;
+  row["held_faults"] = paging.held_faults;
   return row;
 }
 

@@ -100,7 +100,9 @@ int run(pid_t pid, const std::string& socket, const Keeper::Options& options, bo
     (void)!::write(background ? verdict.get() : STDERR_FILENO, line.data(), line.size());
     return 1;
   };
-  const UniqueFd stop = catch_signals();  // before any thread starts: they inherit the mask
+  // Both before any thread starts, which inherits the mask and the niceness.
+  const UniqueFd stop = catch_signals();
+  harden();
   auto keeper = Keeper::attach(pid, options);
   if (keeper.has_error()) {
     return fail(keeper.error().message);
@@ -108,7 +110,6 @@ int run(pid_t pid, const std::string& socket, const Keeper::Options& options, bo
   if (const auto listening = (*keeper)->listen(socket); listening.has_error()) {
     return fail(listening.error().message);
   }
-  harden();
   if (background) {
     (void)!::write(verdict.get(), "ok\n", 3);
     verdict.reset();

@@ -11,15 +11,13 @@
 #include <cstring>
 #include <utility>
 
+#include "uffd/crowded_cpus.h"
 #include "uffd/pager/checksum.h"
 
 namespace fileballoon {
 namespace {
 
-// Giving way takes a microsecond while a CPU is free, and all of somebody's time slice (3 ms and
-// more) while none is. Then sleeping is better: who is woken runs at once.
 constexpr std::chrono::microseconds kCrowded{200};
-constexpr std::chrono::seconds kCrowdedFor{1};
 
 std::uint64_t offset_of(std::uint32_t slot) {
   return StoreFile::kContentStart.count() + std::uint64_t{slot} * kPageSize;
@@ -231,16 +229,14 @@ std::int64_t FileStore::read_run(std::span<iovec> into, std::uint64_t offset) {
   (void)io_uring_submit(ring);
   io_uring_cqe* cqe = nullptr;
   using Clock = std::chrono::steady_clock;
-  thread_local Clock::time_point crowded_until{};
+  thread_local CrowdedCpus crowded(kCrowded);
   const auto start = Clock::now();
   auto now = start;
   while (io_uring_peek_cqe(ring, &cqe) != 0) {
-    if (now - start < kSpin && now >= crowded_until) {
+    if (now - start < kSpin && !crowded.at(now)) {
       ::sched_yield();
       const auto before = std::exchange(now, Clock::now());
-      if (now - before > kCrowded) {
-        crowded_until = now + kCrowdedFor;
-      }
+      crowded.gave_way(now - before, now);
     } else {
       (void)io_uring_submit_and_wait(ring, 1);  // EINTR and EAGAIN: once more round
     }

@@ -293,6 +293,12 @@ PagerService::State PagerService::blind(int error) {
   return State::stopped;
 }
 
+// While at work; what a step comes to is entered by step().
+void PagerService::show(State state) {
+  const std::lock_guard guard(mutex_);
+  state_ = state;
+}
+
 // Faults wait, or soon will.
 PagerService::State PagerService::make_room(std::uint64_t wanted) {
   const auto now = Clock::now();
@@ -322,10 +328,7 @@ PagerService::State PagerService::make_room(std::uint64_t wanted) {
 // has used since it was there last goes. So looking costs in proportion to what is wanted, not to
 // the size of the VM. Ends with the turn, so that a new ceiling is heard.
 PagerService::State PagerService::turn_clock(std::uint64_t wanted) {
-  {
-    const std::lock_guard guard(mutex_);
-    state_ = State::paging_out;
-  }
+  show(State::paging_out);
   while (turned_ < cold_.pieces() && wanted > 0 && !interrupt_) {
     ++turned_;
     const ColdPages::Piece& piece = cold_.turn();
@@ -357,10 +360,7 @@ PagerService::State PagerService::turn_clock(std::uint64_t wanted) {
 }
 
 PagerService::State PagerService::page_out(Bytes excess) {
-  {
-    const std::lock_guard guard(mutex_);
-    state_ = State::paging_out;
-  }
+  show(State::paging_out);
   std::uint64_t wanted = (excess.count() + kPageSize - 1) / kPageSize;
   if (cold_.start(wanted, options_.min_age) == 0) {
     return State::looking;
@@ -388,10 +388,7 @@ PagerService::State PagerService::page_out(Bytes excess) {
 }
 
 PagerService::State PagerService::page_in(Bytes limit) {
-  {
-    const std::lock_guard guard(mutex_);
-    state_ = State::paging_in;
-  }
+  show(State::paging_in);
   while (!interrupt_) {
     const Bytes paged = Bytes::pages(pager_.stats().paged_pages);
     if (paged <= limit) {

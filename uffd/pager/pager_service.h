@@ -85,6 +85,7 @@ class PagerService {
   [[nodiscard]] State blind(int error);
   [[nodiscard]] State make_room(std::uint64_t wanted);
   [[nodiscard]] State turn_clock(std::uint64_t wanted);
+  void show(State state);
   void enforce_ceiling(State state);
   /// Whether a piece more may be brought back unasked.
   [[nodiscard]] bool has_room(const std::optional<Bytes>& ceiling) const;

@@ -11,8 +11,9 @@ namespace fileballoon {
 SlabArena::SlabArena(Bytes limit) {
   const std::uint64_t bytes =
       std::clamp<std::uint64_t>(limit.count(), kSlabSize, kMaxLimit.count());
-  slabs_.resize((bytes + kSlabSize - 1) / kSlabSize);
-  void* base = ::mmap(nullptr, slabs_.size() * kSlabSize, PROT_READ | PROT_WRITE,
+  most_slabs_ = (bytes + kSlabSize - 1) / kSlabSize;
+  slabs_.reserve(most_slabs_);
+  void* base = ::mmap(nullptr, most_slabs_ * kSlabSize, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) {
     throw std::system_error(errno, std::generic_category(),
@@ -20,7 +21,7 @@ SlabArena::SlabArena(Bytes limit) {
   }
   base_ = static_cast<std::byte*>(base);
   // A huge page would keep memory behind slabs that were returned.
-  (void)::madvise(base_, slabs_.size() * kSlabSize, MADV_NOHUGEPAGE);
+  (void)::madvise(base_, most_slabs_ * kSlabSize, MADV_NOHUGEPAGE);
 
   // Steps of 64 bytes while that wastes little of a slab's end; above, the sizes that divide a slab
   // into a whole number of objects.
@@ -48,7 +49,7 @@ SlabArena::~SlabArena() {
       delete[] slab.live.words;
     }
   }
-  ::munmap(base_, slabs_.size() * kSlabSize);
+  ::munmap(base_, most_slabs_ * kSlabSize);
 }
 
 std::uint8_t SlabArena::class_of(std::size_t size) const {
@@ -94,8 +95,9 @@ std::uint32_t SlabArena::open_slab(std::uint8_t size_class, bool& is_bare) {
     slab = trimmed_;
     trimmed_ = slabs_[slab].next;
     ++memory_slabs_;
-  } else if (fresh_ < slabs_.size()) {
-    slab = fresh_++;
+  } else if (slabs_.size() < most_slabs_) {
+    slab = static_cast<std::uint32_t>(slabs_.size());
+    slabs_.emplace_back();
     ++memory_slabs_;
   } else {
     return kNil;
@@ -187,7 +189,7 @@ void SlabArena::free(ObjectId object) {
 
 bool SlabArena::is_live(ObjectId object) const {
   const std::lock_guard guard(mutex_);
-  if (object.slab() >= fresh_) {
+  if (object.slab() >= slabs_.size()) {
     return false;
   }
   const Slab& it = slabs_[object.slab()];
@@ -238,7 +240,7 @@ std::optional<std::uint32_t> SlabArena::oldest_slab() {
   const std::lock_guard guard(mutex_);
   std::uint32_t oldest = kNil;
   std::uint32_t oldest_age = 0;
-  for (std::uint32_t slab = 0; slab < fresh_; ++slab) {
+  for (std::uint32_t slab = 0; slab < slabs_.size(); ++slab) {
     const Slab& it = slabs_[slab];
     const std::uint32_t age = births_ - it.birth;  // right across the wrap
     if (it.size_class != kUnused && !it.closed && (oldest == kNil || age > oldest_age)) {

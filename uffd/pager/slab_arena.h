@@ -83,7 +83,7 @@ class SlabArena {
 
   /// Memory of slabs that hold objects or have not been trimmed since.
   [[nodiscard]] Bytes memory() const;
-  [[nodiscard]] Bytes limit() const { return Bytes(slabs_.size() * kSlabSize); }
+  [[nodiscard]] Bytes limit() const { return Bytes(most_slabs_ * kSlabSize); }
   [[nodiscard]] Bytes metadata() const;
 
  private:
@@ -106,7 +106,7 @@ class SlabArena {
       std::uint64_t* words;
     } live;
   };
-  static_assert(sizeof(Slab) == 24, "counts for every 64 KiB of the limit");
+  static_assert(sizeof(Slab) == 24, "counts for every 64 KiB of content");
   struct SizeClass {
     std::uint32_t size = 0;
     std::uint32_t per_slab = 0;
@@ -132,8 +132,10 @@ class SlabArena {
   mutable std::mutex mutex_;  // innermost: nothing else is taken under it
   std::vector<SizeClass> classes_;
   std::array<std::uint8_t, kMaxObject / 16 + 1> class_by_size_{};
+  std::uint64_t most_slabs_ = 0;
+  // Those that were ever used, so that an empty store takes next to nothing. Never moves: there is
+  // room for all from the start, and an object's slab is read without the lock.
   std::vector<Slab> slabs_;
-  std::uint32_t fresh_ = 0;       // slabs from here on were never used
   std::uint32_t dirty_ = kNil;    // empty, memory still there
   std::uint32_t trimmed_ = kNil;  // empty, memory returned
   std::uint64_t memory_slabs_ = 0;
