@@ -43,6 +43,9 @@ constexpr std::chrono::seconds kTakeAny{1};
 constexpr std::uint64_t kReservePart = 32;
 constexpr Bytes kLeastReserve = Bytes::mib(2);
 constexpr Bytes kMostReserve = Bytes::mib(64);
+// A guest grows that took so much within so long (a step or some): 2.5 MiB a second and more.
+constexpr Bytes kGrowth = Bytes::mib(1);
+constexpr std::chrono::milliseconds kGrows{400};
 // Attempts without a page gone before the ceiling is opened as if the store were full.
 constexpr unsigned kMostFruitless = 50;
 
@@ -237,6 +240,8 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
   }
   const Bytes taken = footprint();
   bool faults_are_held = false;
+  const bool is_asked = goal.has_value();
+  const bool grows = look_for_growth(taken, now);
   if (ceiling) {
     const Bytes below = *ceiling - reserve_of(*ceiling);
     goal = goal ? std::min(*goal, below) : below;
@@ -248,9 +253,11 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
     state = State::idle;
   } else if (state == State::stopped && now < retry_at_) {
     // left alone for a while
-  } else if (ceiling &&
-             (faults_are_held || taken > *ceiling - Bytes(reserve_of(*ceiling).count() / 2))) {
+  } else if (ceiling && (faults_are_held || taken > *ceiling + kGrowth ||
+                         (grows && taken > *ceiling - Bytes(reserve_of(*ceiling).count() / 2)))) {
     state = make_room((taken - *goal).whole_pages());
+  } else if (!is_asked && !grows) {
+    state = State::idle;  // at its ceiling, and content
   } else if (now >= next_look_) {
     if (const std::optional<State> unseen = look()) {
       state = *unseen;
@@ -272,6 +279,19 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
     state_ = state;
     enforce_ceiling(state);
   }
+}
+
+// Whether the guest has taken memory within the last moments. One that has not needs no reserve,
+// and is not looked at for one: a look at memory that the guest has written costs some 16 us a page
+// (process_madvise(MADV_PAGEOUT) flushes the TLBs of all CPUs once for each dirty page,
+// shrink_folio_list() in mm/vmscan.c, Linux 6.18).
+bool PagerService::look_for_growth(Bytes taken, Clock::time_point now) {
+  if (taken > lowest_ + kGrowth) {
+    grew_at_ = now;
+    lowest_ = taken;
+  }
+  lowest_ = std::min(lowest_, taken);
+  return now - grew_at_ < kGrows;
 }
 
 // Nothing, or the state that a look without result leads to.

@@ -78,6 +78,8 @@ class PagerService {
   [[nodiscard]] static Bytes reserve_of(Bytes ceiling);
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   void run();
   void step(std::unique_lock<std::mutex>& lock);
   [[nodiscard]] State page_out(Bytes excess);
@@ -89,6 +91,7 @@ class PagerService {
   void enforce_ceiling(State state);
   /// Whether a piece more may be brought back unasked.
   [[nodiscard]] bool has_room(const std::optional<Bytes>& ceiling) const;
+  [[nodiscard]] bool look_for_growth(Bytes taken, Clock::time_point now);
   [[nodiscard]] State page_in(Bytes limit);
   /// Writes `batch_`; false if page-out has to stop, and `wanted` less what went.
   [[nodiscard]] bool write_batch(std::uint64_t& wanted);
@@ -96,8 +99,6 @@ class PagerService {
   [[nodiscard]] bool faults_wait() const;
   [[nodiscard]] Bytes footprint() const;
   void stop_for(StoreStatus why);
-
-  using Clock = std::chrono::steady_clock;
 
   Pager& pager_;
   AccessTracker tracker_;
@@ -119,6 +120,8 @@ class PagerService {
   Clock::time_point next_look_{};
   Clock::time_point retry_at_{};
   Clock::time_point next_upkeep_{};
+  Bytes lowest_;  // footprint since it grew last
+  Clock::time_point grew_at_{};
   std::uint64_t faults_before_ = 0;
   std::uint64_t out_before_ = 0;
   unsigned fruitless_ = 0;  // attempts to make room, one after the other, that made none
