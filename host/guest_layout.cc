@@ -50,7 +50,7 @@ Result<std::vector<MemoryBackend>> parse_memdevs(const boost::json::value& reply
     const auto* size = object.if_contains("size");
     const auto* share = object.if_contains("share");
     MemoryBackend backend;
-    backend.id = text_in(object, "id");
+    backend.id = reply_text(object, "id");
     backend.size =
         Bytes(size != nullptr && size->is_number() ? size->to_number<std::uint64_t>() : 0);
     backend.shared = share != nullptr && share->is_bool() && share->get_bool();

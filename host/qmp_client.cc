@@ -128,7 +128,7 @@ Result<boost::json::value> QmpClient::wait_event(std::string_view name, Timeout 
   return Error{waiting + "only others came in time"};
 }
 
-std::string text_in(const boost::json::object& reply, std::string_view key) {
+std::string reply_text(const boost::json::object& reply, std::string_view key) {
   const auto* value = reply.if_contains(key);
   return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
 }

@@ -42,6 +42,6 @@ class QmpClient {
 };
 
 /// The member `key` of a reply, empty where there is none or it is no text.
-[[nodiscard]] std::string text_in(const boost::json::object& reply, std::string_view key);
+[[nodiscard]] std::string reply_text(const boost::json::object& reply, std::string_view key);
 
 }  // namespace fileballoon::host

@@ -15,7 +15,7 @@ void for_each_device(const boost::json::value& qom_list, Visit&& visit) {
   const auto* items = qom_list.if_array();
   for (std::size_t i = 0; items != nullptr && i < items->size(); ++i) {
     if (const auto* item = (*items)[i].if_object()) {
-      visit(text_in(*item, "type"), text_in(*item, "name"));
+      visit(reply_text(*item, "type"), reply_text(*item, "name"));
     }
   }
 }
@@ -81,7 +81,7 @@ void add_direct_drives(const boost::json::value& block_nodes, RamSharers& sharer
           "drive node '{}' ({}) uses O_DIRECT: a read in flight writes to frames past the page "
           "tables, and would be lost where its frame is paged out meanwhile; use cache=writeback "
           "(cache.direct=off), or attach without a store",
-          text_in(*node, "node-name"), text_in(*node, "file")));
+          reply_text(*node, "node-name"), reply_text(*node, "file")));
       return;  // one is enough to say it
     }
   }
