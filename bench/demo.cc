@@ -148,6 +148,7 @@ void Demo::inflate(Summary& summary) {
 
 void Demo::press(Summary& summary) {
   const std::uint64_t evicted = agent_->number("evicted_pages");
+  const std::uint64_t yielded = agent_->number("yielded_pages");
   const std::uint64_t stolen_before = stolen();
   const auto fill =
       vm_->guest().start("fill", {{"name", "process"}, {"size", kFill.count()}, {"seed", 7}});
@@ -160,9 +161,11 @@ void Demo::press(Summary& summary) {
   }
   summary.fill_s = filled->at("fill_s").to_number<double>();
   summary.from_balloon = agent_->number("evicted_pages") - evicted;
+  // What the balloon gave up by itself has not passed through reclaim.
+  const std::uint64_t reclaimed =
+      summary.from_balloon - (agent_->number("yielded_pages") - yielded);
   const std::uint64_t stolen_now = stolen() - stolen_before;
-  summary.from_elsewhere =
-      stolen_now > summary.from_balloon ? stolen_now - summary.from_balloon : 0;
+  summary.from_elsewhere = stolen_now > reclaimed ? stolen_now - reclaimed : 0;
 
   const auto check = vm_->guest().start("check", {{"name", "process"}});
   std::optional<vmkit::GuestClient::Object> checked;
@@ -225,10 +228,10 @@ bool print_summary(const Summary& summary, double total_s) {
       "{:.1f} % of what was inflated came back, never more than {:.1f} MiB above the start.",
       summary.fall() * 100, (summary.peak - summary.before).as_mib()));
   print(fmt::format(
-      "A process then filled {:.0f} MiB in {:.2f} s. The guest's reclaim took {:.0f} MiB from",
+      "A process then filled {:.0f} MiB in {:.2f} s. The guest took {:.0f} MiB back from the",
       kFill.as_mib(), summary.fill_s, Bytes::pages(summary.from_balloon).as_mib()));
   print(fmt::format(
-      "the balloon and {:.0f} MiB from anything else. OOM kills: {}. Wrong pages: {} of {}.",
+      "balloon, its reclaim {:.0f} MiB from anything else. OOM kills: {}. Wrong pages: {} of {}.",
       Bytes::pages(summary.from_elsewhere).as_mib(), summary.oom_kills, summary.pattern_errors,
       kFill.whole_pages()));
   print(fmt::format("Afterwards the balloon returned, and the footprint is {:.0f} MiB.",

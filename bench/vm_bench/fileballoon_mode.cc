@@ -48,6 +48,11 @@ Bytes FileballoonMode::inflated() {
 
 std::uint64_t FileballoonMode::yielded_pages() { return agent_->number("evicted_pages"); }
 
+std::uint64_t FileballoonMode::reclaimed_pages() {
+  const auto yielded = agent_->number("yielded_pages");  // before evicted_pages, which includes it
+  return agent_->number("evicted_pages") - yielded;
+}
+
 double FileballoonMode::helper_cpu_seconds() const {
   double sum = daemon_->process().cpu_seconds();
   for (const pid_t keeper : keepers_) {

@@ -26,6 +26,7 @@ class FileballoonMode final : public Mode {
   void steer() override;
   [[nodiscard]] Bytes inflated() override;
   [[nodiscard]] std::uint64_t yielded_pages() override;
+  [[nodiscard]] std::uint64_t reclaimed_pages() override;
   [[nodiscard]] bool yields_by_reclaim() const override { return true; }
   [[nodiscard]] double helper_cpu_seconds() const override;
   [[nodiscard]] double helper_rss_mib() const override;

@@ -37,7 +37,9 @@ class Mode {
 
   /// Pages that the guest has taken back from the balloon by itself, since the boot.
   [[nodiscard]] virtual std::uint64_t yielded_pages() { return 0; }
-  /// True where those pages pass through the guest's page reclaim and count in its pgsteal_*.
+  /// Of these, those that its page reclaim took, which count in its pgsteal_*, too.
+  [[nodiscard]] virtual std::uint64_t reclaimed_pages() { return 0; }
+  /// True where the guest takes balloon pages by its page reclaim.
   [[nodiscard]] virtual bool yields_by_reclaim() const { return false; }
   /// CPU time of host processes other than QEMU that work for this mode, seconds.
   [[nodiscard]] virtual double helper_cpu_seconds() const { return 0; }

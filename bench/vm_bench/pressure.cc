@@ -24,7 +24,8 @@ constexpr auto kStillLimit = std::chrono::seconds(30);
 struct Counters {
   std::uint64_t stolen = 0;  // pages that the guest's reclaim has taken, by whatever way
   std::uint64_t oom_kills = 0;
-  std::uint64_t yielded = 0;
+  std::uint64_t yielded = 0;    // by the balloon
+  std::uint64_t reclaimed = 0;  // of these, by reclaim
 };
 
 // Every mode begins when its guest's footprint has come to rest.
@@ -51,7 +52,7 @@ Counters read_counters(vmkit::Vm& vm, Mode& mode) {
   };
   return {value("pgsteal_kswapd") + value("pgsteal_direct") + value("pgsteal_khugepaged") +
               value("pgsteal_proactive"),
-          value("oom_kill"), mode.yielded_pages()};
+          value("oom_kill"), mode.yielded_pages(), mode.reclaimed_pages()};
 }
 
 class Pressure final : public Scenario {
@@ -116,9 +117,8 @@ Row Pressure::measure(const std::string& mode_name, const std::string& memory,
   }
   const Counters after = read_counters(vm, mode);
   const std::uint64_t yielded = after.yielded - before.yielded;
-  // virtio-balloon's pages do not pass through reclaim; this project's do.
   const std::uint64_t stolen = after.stolen - before.stolen;
-  const std::uint64_t balloon_stolen = mode.yields_by_reclaim() ? yielded : 0;
+  const std::uint64_t balloon_stolen = after.reclaimed - before.reclaimed;
   row["oom_kills"] = after.oom_kills - before.oom_kills;
   row["reclaimed_balloon_pages"] = yielded;
   row["reclaimed_other_pages"] = stolen > balloon_stolen ? stolen - balloon_stolen : 0;
