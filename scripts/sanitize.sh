@@ -3,11 +3,12 @@
 # AddressSanitizer and UndefinedBehaviorSanitizer, the tests where threads meet (label "threads")
 # under ThreadSanitizer. VM tests are left out: the guest runs the static release agent.
 #
-# usage: sanitize.sh DIR [JOBS]
+# usage: sanitize.sh DIR [JOBS [TEST_JOBS]]
 set -euo pipefail
 
-dir=${1:?usage: sanitize.sh DIR [JOBS]}
+dir=${1:?usage: sanitize.sh DIR [JOBS [TEST_JOBS]]}
 jobs=${2:-$(nproc)}
+test_jobs=${3:-$jobs}
 top=$(cd "$(dirname "$0")/.." && pwd)
 
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:${ASAN_OPTIONS:-}
@@ -28,7 +29,7 @@ run() {  # PRESET TARGET CTEST-ARGUMENT...
   }
   # Without address randomisation: GCC 12's runtimes now and then cannot place their shadow memory
   # where a kernel randomises much of the address space, and hang before main().
-  (cd "$dir/$preset" && setarch "$(uname -m)" -R ctest -j "$jobs" --output-on-failure ${CTEST_FLAGS:-} "$@")
+  (cd "$dir/$preset" && setarch "$(uname -m)" -R ctest -j "$test_jobs" --output-on-failure ${CTEST_FLAGS:-} "$@")
 }
 
 # Left out, for the time they take: the same tests of balloonfs with small pages. By hand:

@@ -331,15 +331,24 @@ std::uint64_t DaemonTest::counter(const std::string& name, std::string_view whic
 }
 
 bool DaemonTest::has_event(std::string_view kind, std::string_view vm) {
+  return last_event(kind, vm).has_value();
+}
+
+std::string DaemonTest::event(std::string_view kind) {
+  return last_event(kind, "").value_or("");
+}
+
+std::optional<std::string> DaemonTest::last_event(std::string_view kind, std::string_view vm) {
+  std::optional<std::string> text;
   const boost::json::value events = call("events");
   for (const boost::json::value& item : events.at("recent").as_array()) {
     const boost::json::object& event = item.as_object();
     if (event.at("event").as_string() == kind &&
         (vm.empty() || (event.contains("vm") && event.at("vm").as_string() == vm))) {
-      return true;
+      text = std::string(event.at("text").as_string());
     }
   }
-  return false;
+  return text;
 }
 
 }  // namespace fileballoon::host

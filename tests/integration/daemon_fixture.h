@@ -140,12 +140,16 @@ class DaemonTest : public ::testing::Test {
   [[nodiscard]] std::uint64_t counter(const std::string& name, std::string_view which);
   /// Whether an event of this kind has been published.
   [[nodiscard]] bool has_event(std::string_view kind, std::string_view vm = "");
+  /// The text of the last event of this kind; empty without one.
+  [[nodiscard]] std::string event(std::string_view kind);
   [[nodiscard]] std::string path(const std::string& name) const { return folder_ + "/" + name; }
   [[nodiscard]] std::string log() const;
 
   Child daemon_;
 
  private:
+  [[nodiscard]] std::optional<std::string> last_event(std::string_view kind, std::string_view vm);
+
   std::string folder_;
 };
 

@@ -37,17 +37,6 @@ class PolicyTest : public DaemonTest {
     EXPECT_EQ(output.status, 1) << output.text;
     return output.error;
   }
-  /// The text of the last event of this kind.
-  std::string event(std::string_view kind) {
-    std::string text;
-    const json::value events = call("events");
-    for (const json::value& item : events.at("recent").as_array()) {
-      if (item.at("event").as_string() == kind) {
-        text = std::string(item.at("text").as_string());
-      }
-    }
-    return text;
-  }
   ScriptedGuest guest{path("channel.sock")};
 };
 

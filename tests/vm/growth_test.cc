@@ -117,7 +117,9 @@ TEST_F(GrowthVm, WithAFullCacheAndATargetAboveFreeMemoryGrowthEvictsNothing) {
   guest().drop("work");
   EXPECT_TRUE(wait_for(
       "the balloon is back", [&] { return agent.resident() + Bytes::mib(24) >= before; },
-      seconds(15)));
+      seconds(15)))
+      << to_string(agent.resident()) << " of " << to_string(before) << ", with "
+      << to_string(guest().meminfo("MemFree")) << " free: " << growth();
   EXPECT_EQ(vm().oom_kills(), 0U);
 }
 
