@@ -141,8 +141,10 @@ class Simulation {
       report.guest_known = true;
       report.available = Bytes(static_cast<std::uint64_t>(std::max(0.0, ram - fleet_.active[i])));
       report.deflated = Bytes(static_cast<std::uint64_t>(fleet_.deflated[i]));
+      report.paged = Bytes(static_cast<std::uint64_t>(fleet_.paged[i]));
+      report.asked_back = Bytes(static_cast<std::uint64_t>(fleet_.asked[i]));
       arbiter_.report(fleet_.id[i], report);
-      fleet_.deflated[i] = 0;
+      fleet_.deflated[i] = fleet_.asked[i] = 0;
       checked_[i].footprint = report.footprint;
       footprints += fleet_.footprint[i];
     }
@@ -188,8 +190,8 @@ class Simulation {
       const VmSettings& s = fleet_.settings[i];
       const double target = static_cast<double>(d.target.count());
       const unsigned band = s.band;
-      const bool has =
-          fleet_.footprint[i] >= fleet_.active[i] * 0.99 && target >= fleet_.active[i] * 0.99;
+      const double touched = fleet_.touched(i) * 0.99;
+      const bool has = fleet_.footprint[i] >= touched && target >= touched;
       band_time_[band] += 1;
       band_had_[band] += has ? 1 : 0;
       swings_.see(i, now_s, target, fleet_.active[i], static_cast<double>(s.ram.count()));

@@ -65,6 +65,9 @@ GuestFleet make_fleet(std::size_t count, std::mt19937_64& random) {
     f.active.push_back(as_double(s.ram) * 0.1);
     f.goal.push_back(f.active.back());
     f.footprint.push_back(f.active.back());
+    f.cold.push_back(random() % 2 == 0 ? 0.5 : 0);
+    f.paged.push_back(0);
+    f.asked.push_back(0);
     f.deflated.push_back(0);
     f.noise.push_back(0);
   }
@@ -91,20 +94,26 @@ void live(GuestFleet& f, const Arbiter& arbiter, double step_s) {
     const VmDecision order = arbiter.decision(f.id[i]);
     const double target = as_double(order.target);
     double& footprint = f.footprint[i];
+    f.paged[i] = std::min(f.paged[i], f.active[i]);
     // Pages of the working set that were taken by force come back on their faults, unless they are
-    // being taken: a guest that is short of memory runs, slowly.
-    const double wanted = order.by_force > Bytes(0) ? std::min(f.active[i], target) : f.active[i];
+    // being taken: a guest that is short of memory runs, slowly. What it does not miss stays out.
+    const double wanted = order.by_force > Bytes(0) ? std::min(f.touched(i), target) : f.touched(i);
     if (footprint < wanted) {
       const double taken = std::min(wanted - footprint, kFillRate * step_s);
+      const double missed = std::max(0.0, f.paged[i] - f.cold[i] * f.active[i]);
+      const double back = std::min(taken, missed);
       footprint += taken;
-      f.deflated[i] += taken;
+      f.paged[i] -= back;
+      f.asked[i] += back;
+      f.deflated[i] += taken - back;
     } else if (footprint > target) {
+      const double used = f.active[i] - f.paged[i];  // of what it holds
       if (f.gives[i]) {
-        const double least = std::max(target, f.active[i]);
-        footprint = std::max(least, footprint - kInflateRate * step_s);
+        footprint = std::max(std::max(target, used), footprint - kInflateRate * step_s);
       }
       if (order.by_force > Bytes(0)) {
         footprint = std::max(target, footprint - kPageOutRate * step_s);
+        f.paged[i] += std::max(0.0, used - footprint);
       }
     } else {
       footprint = std::min(target, footprint + kCacheRate * step_s);

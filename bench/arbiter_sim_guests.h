@@ -3,6 +3,7 @@
 // the same seed gives the same day.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <random>
 #include <vector>
@@ -30,10 +31,17 @@ struct GuestFleet {
   std::vector<double> active;     ///< working set, bytes
   std::vector<double> goal;       ///< where the working set is going, bytes
   std::vector<double> footprint;  ///< bytes
+  std::vector<double> cold;       ///< part of its working set that it does not miss once paged out
+  std::vector<double> paged;      ///< of its working set, in a store, bytes
+  std::vector<double> asked;      ///< came back from there since the last report, bytes
   std::vector<double> deflated;   ///< balloon pages taken back since the last report, bytes
   std::vector<double> noise;      ///< slow random part of a diurnal load, -1 to 1
 
   [[nodiscard]] std::size_t size() const { return settings.size(); }
+  /// What guest `i` has to have in memory not to wait for any, bytes.
+  [[nodiscard]] double touched(std::size_t i) const {
+    return active[i] - std::min(paged[i], cold[i] * active[i]);
+  }
 };
 
 // The physics, in bytes a second: rounded assumptions about one guest, not measurements.
@@ -43,7 +51,7 @@ inline constexpr double kPageOutRate = 200.0 * (1ULL << 20);  ///< giving by for
 inline constexpr double kCacheRate = 4.0 * (1ULL << 20);      ///< page cache filling by itself
 
 /// `count` guests of 1 to 16 GiB, a fifth of them in band 0, the rest in bands 1 to 3; one in fifty
-/// gives nothing by will, half may be paged.
+/// gives nothing by will, half may be paged; half of these do not miss a half of their working set.
 [[nodiscard]] GuestFleet make_fleet(std::size_t count, std::mt19937_64& random);
 
 /// Moves every working set on to `now_s`, `step_s` after the last call.

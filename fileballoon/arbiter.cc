@@ -113,6 +113,8 @@ void Arbiter::report(VmId id, const VmReport& report) {
   } else {
     vm.active = vm.footprint;
   }
+  vm.paged = report.guest_known && !report.idle ? std::min(pages_of(report.paged), vm.ram) : 0;
+  vm.asked = std::min(vm.asked + std::min(pages_of(report.asked_back), vm.ram), vm.ram);
   vm.deflated = std::min(vm.deflated + std::min(pages_of(report.deflated), vm.ram), vm.ram);
 }
 
@@ -203,11 +205,25 @@ void Arbiter::estimate(Duration passed) {
     vm.deflated = 0;
     const Pages slack = std::clamp(vm.active / 8, kLeastSlackPages, kMostSlackPages);
     const Pages seen = vm.active + slack + vm.boost;
-    const Pages faded = seen + static_cast<Pages>(static_cast<double>(vm.need - seen) * need_left);
-    vm.need = std::clamp(std::max(seen, faded), vm.minimum, vm.ceiling);
-    vm.present = std::clamp(seen, vm.minimum, vm.ceiling);
+    const Pages faded = seen + static_cast<Pages>(static_cast<double>(vm.wish - seen) * need_left);
+    vm.wish = std::clamp(std::max(seen, faded), vm.minimum, vm.ceiling + 2 * vm.paged);
+    const Pages rest = at_rest(vm, slack, boost_left);
+    vm.need = std::clamp(vm.wish - rest, vm.minimum, vm.ceiling);
+    vm.present = std::clamp(seen - rest, vm.minimum, vm.ceiling);
     watch_progress(vm, passed);
   }
+}
+
+/// What a guest uses, lies in a store and is not asked back: nothing that it needs memory for.
+/// Which of its paged-out pages a guest still uses nobody says; but what it uses beyond what it
+/// holds must lie there. What it has lately asked back, or has newly come to use, it needs.
+Pages Arbiter::at_rest(Vm& vm, Pages slack, double boost_left) {
+  const Pages newly = vm.starting ? 0 : std::max<Pages>(0, vm.active - vm.used_lately);
+  vm.used_lately = vm.active - static_cast<Pages>(static_cast<double>(newly) * boost_left);
+  const Pages beyond = vm.active + slack - vm.footprint - vm.asked - newly;
+  vm.asked = static_cast<Pages>(static_cast<double>(vm.asked) * boost_left);
+  // With slack: of who does without that much, and does not miss it, none is needed ahead.
+  return std::clamp<Pages>(beyond, 0, vm.paged + std::min(slack, vm.paged));
 }
 
 /// Notes how long a VM that should give has given nothing.

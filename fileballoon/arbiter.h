@@ -119,7 +119,11 @@ class Arbiter {
     Pages ceiling = 0;
     Pages footprint = 0;
     Pages active = 0;
-    Pages deflated = 0;  // since the last tick
+    Pages deflated = 0;     // since the last tick
+    Pages paged = 0;        // where the guest says what it uses
+    Pages asked = 0;        // back from a store: since the last tick, and what is left of before
+    Pages used_lately = 0;  // `active`, which it follows down at once and up with kBoostFall
+    Pages wish = 0;         // need, paged-out memory included that nobody asks back
     Pages need = 0;
     Pages present = 0;  // need without what fades: what the guest uses now, slack and boost
     Pages recent = 0;   // deflated lately, fading with kRecentFall
@@ -144,6 +148,7 @@ class Arbiter {
   void rebuild_order();
   [[nodiscard]] std::span<const std::uint32_t> band(unsigned b) const;
   void estimate(Duration passed);
+  [[nodiscard]] static Pages at_rest(Vm& vm, Pages slack, double boost_left);
   void watch_progress(Vm& vm, Duration passed) const;
   void plan();
   void lower();

@@ -45,6 +45,9 @@ struct VmReport {
   /// Memory of the footprint not touched lately, where the host measures that; replaces
   /// `available`.
   std::optional<Bytes> idle;
+  Bytes paged;  ///< content of the guest that lies in a store now
+  /// Of what lay there, came back since the previous report because the guest touched it.
+  Bytes asked_back;
 };
 
 /// What was seen of the host.

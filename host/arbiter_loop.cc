@@ -230,6 +230,14 @@ VmReport ArbiterLoop::report_of(const Vm& vm, Member& member) {
     report.deflated =
         std::min(numbers.deflated - member.deflated, std::max(member.resident, numbers.resident));
   }
+  if (const auto& pager = vm.pager()) {
+    report.paged = pager->withheld();
+    const std::optional<Bytes> asked_back = pager->asked_back();
+    if (asked_back && member.asked_back) {
+      report.asked_back = *asked_back - *member.asked_back;  // none where a keeper begins anew
+    }
+    member.asked_back = asked_back;
+  }
   member.seen = true;
   member.deflated = numbers.deflated;
   member.resident = numbers.resident;

@@ -70,9 +70,10 @@ class ArbiterLoop {
     std::weak_ptr<Vm> vm;
     VmSettings settings;
     Relief relief;
-    Bytes deflated;     // by its meter, at the last report
-    Bytes resident;     // likewise
-    bool seen = false;  // the numbers above are set
+    Bytes deflated;                   // by its meter, at the last report
+    Bytes resident;                   // likewise
+    bool seen = false;                // the numbers above are set
+    std::optional<Bytes> asked_back;  // since its keeper began, at the last report
     std::optional<CgroupMemory> cgroup;
     CgroupCeiling cgroup_ceiling;
     Clock::time_point cgroup_at{};

@@ -277,6 +277,13 @@ Bytes VmPager::store_memory() const {
   return status_ ? status_->service.pager.store.memory + status_->service.pager.metadata : Bytes(0);
 }
 
+std::optional<Bytes> VmPager::asked_back() const {
+  if (!status_) {
+    return std::nullopt;
+  }
+  return Bytes::pages(status_->service.pager.faults + status_->service.pager.read_ahead);
+}
+
 void VmPager::report_progress(const Paging::Detach& detach) {
   const Pager::Progress& progress = detach.progress;
   if (!detach.started || progress.total == 0) {

@@ -58,6 +58,10 @@ class VmPager final : public Actor, public std::enable_shared_from_this<VmPager>
   /// Memory of the host that the store and its book take: they count like the VM's RAM.
   [[nodiscard]] Bytes store_memory() const;
 
+  /// What the guest has touched of its paged-out memory, since the keeper began; nothing before the
+  /// keeper has said.
+  [[nodiscard]] std::optional<Bytes> asked_back() const;
+
   /// Why page-out has stopped; empty where it has not.
   [[nodiscard]] std::string problem() const;
 

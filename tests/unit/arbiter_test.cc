@@ -28,6 +28,9 @@ class World {
     Bytes footprint;
     Bytes active;
     Bytes deflated;
+    Bytes paged{};       ///< of `active`, in a store; what is touched of it comes back by the test
+    Bytes asked_back{};  ///< since the last tick
+    Bytes footprint_at_tick{};  ///< as reported last
     bool gives = true;  ///< follows its target as far as its active memory allows, within a tick
     bool obeys = true;  ///< … and may be squeezed into its active memory (it has swap of its own)
   };
@@ -67,8 +70,11 @@ class World {
                               .guest_known = true,
                               .available = g.settings.ram - g.active,
                               .deflated = g.deflated,
-                              .idle = std::nullopt});
-        g.deflated = Bytes(0);
+                              .idle = std::nullopt,
+                              .paged = g.paged,
+                              .asked_back = g.asked_back});
+        g.deflated = g.asked_back = Bytes(0);
+        g.footprint_at_tick = g.footprint;
       }
       now += seconds(1);
       arbiter.tick(host(), now);
@@ -306,6 +312,70 @@ TEST(Arbiter, StallsShrinkThePlanThoughMemoryLooksFree) {
   EXPECT_EQ(w.arbiter.summary().budget, before);
 }
 
+// ------------------------------------------------------------------------------- paged-out memory
+
+/// A VM of band 0 that uses 3 GiB and has half of it in a store, beside one of band 1, on 4 GiB.
+World half_paged_out() {
+  World w(Bytes::gib(64));
+  w.host_extra.limit = Bytes::gib(4);
+  w.add(0, Bytes::gib(3), Bytes::mib(1536));
+  w.guests[0].paged = Bytes::mib(1536);
+  w.guests[0].gives = false;
+  w.add(1, Bytes::mib(1800), Bytes::mib(2100));
+  w.guests[1].obeys = false;
+  return w;
+}
+
+TEST(Arbiter, PagedOutMemoryThatNobodyAsksBackIsNotLacking) {
+  World w = half_paged_out();
+  w.tick(60);
+  EXPECT_EQ(w.arbiter.summary().lacking.at(0), Bytes(0)) << w.arbiter.explain_host();
+  EXPECT_EQ(w.decision(0).need, Bytes::mib(1536)) << "what it holds";
+  EXPECT_GE(w.target(1), Bytes::mib(1800)) << w.words(1);
+}
+
+TEST(Arbiter, WhatIsAskedBackIsNeededInTheSameTick) {
+  World w = half_paged_out();
+  w.tick(60);
+  // 300 MiB of it come back in a second: as much again may follow.
+  w.guests[0].paged = w.guests[0].paged - Bytes::mib(300);
+  w.guests[0].footprint += Bytes::mib(300);
+  w.guests[0].asked_back = Bytes::mib(300);
+  w.tick();
+  EXPECT_GE(w.decision(0).need, Bytes::mib(1536 + 600)) << w.words(0);
+  EXPECT_LT(w.target(1), Bytes::mib(1800)) << "for a higher band: " << w.words(1);
+  w.tick(300);
+  EXPECT_LE(w.decision(0).need, Bytes::mib(1840)) << "and no more came";
+}
+
+TEST(Arbiter, AGuestThatGrowsWhileItsOldMemoryIsPagedOutNeedsRoom) {
+  World w = half_paged_out();
+  w.tick(60);
+  w.guests[0].active += Bytes::mib(200);  // into memory that it has taken from its own
+  w.guests[0].paged += Bytes::mib(200);
+  w.tick();
+  EXPECT_GE(w.decision(0).need, Bytes::mib(1736)) << w.words(0);
+}
+
+TEST(Arbiter, PagedOutMemoryThatIsOutOfUseHidesNothing) {
+  // What was paged out has been freed in the guest; it uses other memory, all of it there.
+  World w(Bytes::gib(64));
+  w.host_extra.limit = Bytes::gib(4);
+  w.add(0, Bytes::mib(1400), Bytes::mib(1536));
+  w.guests[0].paged = Bytes::mib(1536);
+  w.tick(60);
+  EXPECT_GE(w.decision(0).need, Bytes::mib(1536)) << w.words(0);
+}
+
+TEST(Arbiter, ACeilingBelowWhatAGuestUsesLeavesTheNeedOfWhatItHolds) {
+  World w(Bytes::gib(64));
+  w.add({.ram = Bytes::gib(4), .minimum = Bytes(0), .ceiling = Bytes::gib(1)}, Bytes::gib(3),
+        Bytes::gib(1));
+  w.guests[0].paged = Bytes::gib(2);
+  w.tick(60);
+  EXPECT_EQ(w.decision(0).need, Bytes::gib(1)) << w.words(0);
+}
+
 // ------------------------------------------------------------------------------------ fast deflate
 
 TEST(Arbiter, AFastDeflateRaisesTheTargetInTheSameTick) {
@@ -360,7 +430,9 @@ TEST(Arbiter, ManyTicksWithinASecondSeeTheSameFastDeflate) {
                                        .guest_known = true,
                                        .available = Bytes::gib(3),
                                        .deflated = Bytes::mib(6),
-                                       .idle = std::nullopt});
+                                       .idle = std::nullopt,
+                                       .paged = {},
+                                       .asked_back = {}});
     w.now += std::chrono::milliseconds(100);
     w.arbiter.tick(w.host(), w.now);
   }
@@ -452,8 +524,8 @@ TEST(Arbiter, LyingReportsAreBounded) {
   constexpr Bytes kHuge{std::numeric_limits<std::uint64_t>::max()};
   for (const bool known : {true, false}) {
     for (const Bytes value : {kHuge, Bytes(0)}) {
-      w.arbiter.report(w.guests[vm].id, {value, known, value, value, std::nullopt});
-      w.arbiter.report(w.guests[vm].id, {value, known, value, value, value});
+      w.arbiter.report(w.guests[vm].id, {value, known, value, value, std::nullopt, value, value});
+      w.arbiter.report(w.guests[vm].id, {value, known, value, value, value, value, value});
       w.now += seconds(1);
       w.arbiter.tick(w.host(), w.now);
       w.check();
@@ -649,6 +721,10 @@ void random_world(std::uint64_t seed) {
           if (below(4) == 0) {
             g.active = Bytes(below(g.settings.ram.count() + 1));
           }
+          // Some of what it uses and does not hold lies in a store, and comes back at times.
+          g.asked_back = below(6) == 0 ? Bytes(below(g.paged.count() + 1)) : Bytes(0);
+          g.paged =
+              below(3) == 0 ? Bytes(0) : Bytes(below((g.settings.ram - g.footprint).count() + 1));
           if (below(8) == 0) {
             const Bytes grown = std::min(g.settings.ram, g.footprint + Bytes::mib(below(512)));
             g.deflated = grown - g.footprint;
@@ -657,6 +733,12 @@ void random_world(std::uint64_t seed) {
         }
     }
     w.tick();
+    for (const World::Guest& g : w.guests) {
+      // Paged-out memory takes nothing from the need of what is there.
+      const VmDecision d = w.arbiter.decision(g.id);
+      EXPECT_GE(d.need + Bytes(kPageSize), std::clamp(std::min(g.active, g.footprint_at_tick),
+                                                      g.settings.minimum, g.settings.ceiling));
+    }
     if (testing::Test::HasFailure()) {
       FAIL() << "step " << step;
     }

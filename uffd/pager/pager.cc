@@ -96,10 +96,21 @@ std::vector<AgeMap*> Pager::all_ages() {
 
 PageSource::Content Pager::fetch(std::uint32_t object, std::uint64_t first, std::uint32_t count,
                                  std::uint64_t fault) {
-  const PageKey wanted = key_of(object, fault);
-  if (!options_.poison && lost_.rests(wanted, LostPages::Clock::now())) {
+  if (is_given_up(key_of(object, fault))) {
     return {Content::Status::later, nullptr, fault, 1};
   }
+  counters_.faults.fetch_add(1, std::memory_order_relaxed);
+  return content_of(object, first, count, fault);
+}
+
+// Lost, and not worth another look yet.
+bool Pager::is_given_up(PageKey key) const {
+  return !options_.poison && lost_.rests(key, LostPages::Clock::now());
+}
+
+PageSource::Content Pager::content_of(std::uint32_t object, std::uint64_t first,
+                                      std::uint32_t count, std::uint64_t fault) {
+  const PageKey wanted = key_of(object, fault);
   auto& [buffer, gets] = reader_state();
   // The part of the range around the fault, in the direction in which it reaches.
   const std::uint64_t end = first + count;
@@ -129,7 +140,6 @@ PageSource::Content Pager::fetch(std::uint32_t object, std::uint64_t first, std:
   for (int retry = 0; status == StoreStatus::io_error && retry < 2; ++retry) {
     status = gets[at].status = store_->get({&gets[at], 1});
   }
-  counters_.faults.fetch_add(1, std::memory_order_relaxed);
   if (status != StoreStatus::ok) {
     if (lost_.add(wanted, LostPages::Clock::now())) {
       counters_.lost.fetch_add(1, std::memory_order_relaxed);
@@ -151,17 +161,19 @@ PageSource::Content Pager::fetch(std::uint32_t object, std::uint64_t first, std:
 }
 
 void Pager::filled(std::uint32_t object, std::uint64_t first, std::uint32_t count) {
-  for (std::uint64_t page = first; page < first + count; ++page) {
-    forget(key_of(object, page));
-    ages_[object]->set(page, 0);
-  }
+  forget(object, first, count);
   counters_.read_ahead.fetch_add(count - 1, std::memory_order_relaxed);
 }
 
-void Pager::forget(PageKey key) {
-  if (table_->find(key).valid()) {
-    withdraw(key);
-    counters_.paged_in.fetch_add(1, std::memory_order_relaxed);
+// They are in memory.
+void Pager::forget(std::uint32_t object, std::uint64_t first, std::uint32_t count) {
+  for (std::uint64_t page = first; page < first + count; ++page) {
+    const PageKey key = key_of(object, page);
+    if (table_->find(key).valid()) {
+      withdraw(key);
+      counters_.paged_in.fetch_add(1, std::memory_order_relaxed);
+    }
+    ages_[object]->set(page, 0);
   }
 }
 
@@ -259,7 +271,11 @@ void Pager::page_in_piece(std::uint32_t object, HostRange piece, Progress& progr
       ++page;
       continue;
     }
-    const Content content = fetch(object, page, run, page);
+    if (is_given_up(key_of(object, page))) {
+      ++page;
+      continue;  // nothing may take its place
+    }
+    const Content content = content_of(object, page, run, page);
     if (content.status == Content::Status::ready) {
       // Through the object and not into the VMM: so it also works for a VMM that is about to exit,
       // and for every place where the object is mapped.
@@ -268,7 +284,7 @@ void Pager::page_in_piece(std::uint32_t object, HostRange piece, Progress& progr
                                      static_cast<off_t>(page * kPageSize));
       const std::uint64_t whole = wrote > 0 ? static_cast<std::uint64_t>(wrote) / kPageSize : 0;
       if (whole > 0) {
-        filled(object, page, static_cast<std::uint32_t>(whole));
+        forget(object, page, static_cast<std::uint32_t>(whole));
         frames.set(page, whole, FrameState::backed);
         const HostRange range{HostOffset(page * kPageSize), Bytes::pages(whole)};
         ram_.for_each_place(object, range, [&](const auto& region, AddressRange where) {

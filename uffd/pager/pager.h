@@ -29,7 +29,7 @@ struct PagerStats {
   std::uint64_t zero_pages = 0;   ///< found zero while paging out: discarded, not stored
   std::uint64_t paged_in = 0;     ///< pages brought back, since start
   std::uint64_t faults = 0;       ///< page-ins that a thread of the VM waited for
-  std::uint64_t read_ahead = 0;   ///< pages brought back before anybody asked
+  std::uint64_t read_ahead = 0;   ///< pages brought back beside these, ahead of a sequential reader
   std::uint64_t write_races = 0;  ///< page-outs given up because the page was written meanwhile
   std::uint64_t rejected = 0;     ///< page-outs given up because the page does not compress
   std::uint64_t lost_pages = 0;   ///< contents that could not be had: poisoned
@@ -105,8 +105,10 @@ class Pager final : public PageSource, public SlotOwner {
 
  private:
   Pager(WatchedRam& ram, std::unique_ptr<PageStore> store, Options options);
-  [[nodiscard]] StoreStatus load(std::uint32_t object, std::uint64_t page, std::byte* out);
-  void forget(PageKey key);
+  [[nodiscard]] bool is_given_up(PageKey key) const;
+  [[nodiscard]] Content content_of(std::uint32_t object, std::uint64_t first, std::uint32_t count,
+                                   std::uint64_t fault);
+  void forget(std::uint32_t object, std::uint64_t first, std::uint32_t count);
   void page_in_piece(std::uint32_t object, HostRange piece, Progress& progress);
 
   WatchedRam& ram_;
