@@ -91,8 +91,9 @@ class PagerTest : public ::testing::Test {
     service_ = std::make_unique<PagerService>(*pager_, std::move(tracker), nullptr, options);
   }
 
-  void fill(std::uint64_t seed = 1) {
-    for (std::uint64_t page = 0; page < memory_->pages(); ++page) {
+  void fill(std::uint64_t seed = 1) { fill_pages(0, memory_->pages(), seed); }
+  void fill_pages(std::uint64_t first, std::uint64_t end, std::uint64_t seed = 1) {
+    for (std::uint64_t page = first; page < end; ++page) {
       testing::fill_compressible(memory_->page(page), seed * 1000003 + page);
     }
   }
@@ -573,6 +574,28 @@ TEST_F(PagerTest, AGuestThatFillsFastStaysBelowItsCeilingAndLosesNothing) {
       peak_during(pager_->ram().fill_limit(), [&] { EXPECT_EQ(wrong_pages(), 0U); });
   EXPECT_LE(peak_of_reading, ceiling + Bytes::pages(2 * FillLimit::kCredit));
   EXPECT_GT(service_->status().held_faults, 0U) << "the ceiling was never touched";
+  service_->set_ceiling(std::nullopt);
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+// What was in use when it was looked at is unmapped, and the guest faults it in again: that must
+// not be all it has, for the little that has to go.
+TEST_F(PagerTest, ALittleRoomBelowACeilingCostsALookAtLittle) {
+  start(compressed(Bytes::mib(64)), Bytes::mib(128));
+  const std::uint64_t pages = memory_->pages();
+  const std::uint64_t filled = pages * 7 / 8;
+  ASSERT_EQ(out(filled, pages).zero, pages - filled);
+  fill_pages(0, filled);
+  serve({});
+  service_->set_ceiling(Bytes::mib(118));
+  for (std::uint64_t page = filled; page < pages; page += 64) {  // 16 MiB a second
+    fill_pages(page, page + 64);
+    std::this_thread::sleep_for(std::chrono::milliseconds(16));
+  }
+  EXPECT_GT(pager_->stats().paged_out, 1024U) << "there was room for everything";
+  const std::uint64_t looked = service_->looked_pages();
+  EXPECT_GT(looked, 0U);
+  EXPECT_LT(looked, pages / 2) << "the whole VM was looked at";
   service_->set_ceiling(std::nullopt);
   EXPECT_EQ(wrong_pages(), 0U);
 }

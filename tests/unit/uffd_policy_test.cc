@@ -6,9 +6,11 @@
 
 #include <array>
 #include <cstddef>
+#include <functional>
 #include <random>
 
 #include "uffd/latency_histogram.h"
+#include "uffd/pager/clock_hands.h"
 #include "uffd/refault_window.h"
 #include "uffd/seccomp_filter.h"
 
@@ -217,6 +219,96 @@ TEST(SeccompFilter, ABrokenProgramAllowsNothing) {
   EXPECT_FALSE(allows(run_filter(outside, 1, kNoArguments, 0)));
   const std::array<sock_filter, 1> jump = {{BPF_JUMP(BPF_JMP | BPF_JA, 1000, 0, 0)}};
   EXPECT_FALSE(allows(run_filter(jump, 1, kNoArguments, 0)));
+}
+
+// A VM of 512 pieces; what is in use is given by piece. Goes round until `wanted` pages have gone.
+struct ClockRun {
+  std::uint64_t looks = 0;
+  std::uint64_t taken = 0;
+  std::chrono::milliseconds spent{};
+};
+ClockRun run_clock(ClockHands& hands, std::uint64_t pieces, std::uint64_t wanted,
+                   const std::function<std::uint64_t(std::uint64_t)>& cold_of) {
+  ClockRun run;
+  ClockHands::Clock::time_point now{std::chrono::seconds(1000)};
+  while (run.taken < wanted && run.spent < std::chrono::minutes(1)) {
+    switch (hands.next(wanted - run.taken, now)) {
+      case ClockHands::Move::look:
+        hands.looked(run.looks++ % pieces, now);
+        break;
+      case ClockHands::Move::take: {
+        const auto looked = hands.take(now);
+        EXPECT_GE(now - looked.at, ClockHands::kLeastChance) << "no chance to be used again";
+        const std::uint64_t cold = cold_of(looked.piece);
+        hands.took(cold);
+        run.taken += cold;
+        break;
+      }
+      case ClockHands::Move::wait:
+        hands.starved(now);
+        now += 5ms;
+        run.spent += 5ms;
+        break;
+    }
+  }
+  return run;
+}
+
+TEST(ClockHands, ALittleRoomCostsAFewLooksHoweverLargeTheVm) {
+  ClockHands hands(512, 512);
+  const ClockRun run = run_clock(hands, 512, 2048, [](std::uint64_t) { return 400; });
+  EXPECT_LE(run.looks, 24U);
+  EXPECT_LE(run.spent, 400ms) << "less than faults wait";
+}
+
+TEST(ClockHands, WhereLittleIsColdItLooksFartherAhead) {
+  ClockHands hands(512, 512);
+  // A sixteenth of the pieces has anything.
+  const ClockRun run =
+      run_clock(hands, 512, 4096, [](std::uint64_t piece) { return piece % 16 == 0 ? 512 : 0; });
+  EXPECT_GE(run.taken, 4096U);
+  EXPECT_LE(run.looks, 512U) << "found within a round";
+  EXPECT_LE(run.spent, 3s);
+}
+
+TEST(ClockHands, EverythingInUseIsKnownAfterTwoRounds) {
+  ClockHands hands(64, 512);
+  bool known = false;
+  std::uint64_t takes = 0;
+  (void)run_clock(hands, 64, 1, [&](std::uint64_t) {
+    ++takes;
+    known = known || hands.all_in_use();
+    return known ? 1 : 0;
+  });
+  EXPECT_TRUE(known);
+  EXPECT_GE(takes, 128U);
+  EXPECT_LE(takes, 130U);
+}
+
+TEST(ClockHands, PagesThatComeBackAtOnceGetMoreOfAChanceUpToABound) {
+  ClockHands hands(64, 512);
+  EXPECT_EQ(hands.chance(), ClockHands::kLeastChance);
+  hands.came_back(300, 1000);
+  EXPECT_GT(hands.chance(), ClockHands::kLeastChance);
+  for (int i = 0; i < 10; ++i) {
+    hands.came_back(1000, 1000);
+  }
+  EXPECT_EQ(hands.chance(), ClockHands::kMostChance);
+  for (int i = 0; i < 10; ++i) {
+    hands.came_back(0, 1000);
+  }
+  EXPECT_EQ(hands.chance(), ClockHands::kLeastChance);
+}
+
+TEST(ClockHands, WhatWasNotWantedOfAPieceIsThereNextTime) {
+  ClockHands hands(64, 512);
+  const ClockHands::Clock::time_point start{std::chrono::seconds(1000)};
+  hands.looked(7, start);
+  const auto later = start + ClockHands::kLeastChance;
+  ASSERT_EQ(hands.next(100, later), ClockHands::Move::take);
+  hands.put_back(hands.take(later));
+  EXPECT_EQ(hands.next(100, later), ClockHands::Move::take);
+  EXPECT_EQ(hands.take(later).piece, 7U);
 }
 
 }  // namespace

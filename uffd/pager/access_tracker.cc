@@ -77,7 +77,7 @@ AccessTracker::Look AccessTracker::look() {
     }
   }
   for (const WatchedRam::Region& region : ram_->regions()) {
-    look_at_place(region, region.where, result);
+    look_at_place(region, region.where, Traps::set, result);
     if (result.error != 0) {
       break;
     }
@@ -86,6 +86,14 @@ AccessTracker::Look AccessTracker::look() {
 }
 
 AccessTracker::Look AccessTracker::look_at(std::uint32_t object, HostRange range) {
+  return look_at(object, range, Traps::set);
+}
+
+AccessTracker::Look AccessTracker::look_again_at(std::uint32_t object, HostRange range) {
+  return look_at(object, range, Traps::left);
+}
+
+AccessTracker::Look AccessTracker::look_at(std::uint32_t object, HostRange range, Traps traps) {
   Look result;
   const std::uint64_t first = range.start.bytes() / kPageSize;
   for (std::uint64_t page = first; page < first + range.pages(); ++page) {
@@ -93,13 +101,13 @@ AccessTracker::Look AccessTracker::look_at(std::uint32_t object, HostRange range
   }
   ram_->for_each_place(object, range, [&](const WatchedRam::Region& region, AddressRange where) {
     if (result.error == 0) {
-      look_at_place(region, where, result);
+      look_at_place(region, where, traps, result);
     }
   });
   return result;
 }
 
-void AccessTracker::look_at_place(const WatchedRam::Region& region, AddressRange where,
+void AccessTracker::look_at_place(const WatchedRam::Region& region, AddressRange where, Traps traps,
                                   Look& result) {
   const auto want =
       method_ == AccessMethod::unmap ? Pagemap::Want::present : Pagemap::Want::writable;
@@ -115,6 +123,9 @@ void AccessTracker::look_at_place(const WatchedRam::Region& region, AddressRange
       ages_[region.object]->set(first + i, 0);
     }
     result.accessed += run.size.whole_pages();
+  }
+  if (traps == Traps::left) {
+    return;
   }
   // A call costs as much as a hundred pages, and the trap does nothing to pages that were not
   // touched: gaps are taken along.

@@ -46,6 +46,9 @@ class AccessTracker {
   [[nodiscard]] Look look();
   /// The same for a part of one object: only its pages grow older, and only they cost anything.
   [[nodiscard]] Look look_at(std::uint32_t object, HostRange range);
+  /// A second look at what was looked at a while ago, which sets no traps: it costs the guest
+  /// nothing, and the next look at these pages sees those that this one saw.
+  [[nodiscard]] Look look_again_at(std::uint32_t object, HostRange range);
 
   [[nodiscard]] AccessMethod method() const { return method_; }
 
@@ -58,8 +61,11 @@ class AccessTracker {
         ages_(std::move(ages)),
         method_(method) {}
   [[nodiscard]] bool gone() const;
-  /// Makes pages that were used in `where` young, and sets their traps.
-  void look_at_place(const WatchedRam::Region& region, AddressRange where, Look& result);
+  enum class Traps { set, left };
+  [[nodiscard]] Look look_at(std::uint32_t object, HostRange range, Traps traps);
+  /// Makes pages that were used in `where` young.
+  void look_at_place(const WatchedRam::Region& region, AddressRange where, Traps traps,
+                     Look& result);
   [[nodiscard]] int set_trap(const WatchedRam::Region& region, AddressRange where);
 
   WatchedRam* ram_;

@@ -46,9 +46,9 @@ std::uint64_t ColdPages::start(std::uint64_t wanted, unsigned min_age) {
   return found;
 }
 
-const ColdPages::Piece& ColdPages::turn() {
+std::uint64_t ColdPages::turn() {
   turned_ = (turned_ + stride_) % pieces_.size();
-  return pieces_[turned_];
+  return turned_;
 }
 
 std::uint64_t ColdPages::gather(const Piece& piece, std::uint64_t page, unsigned min_age,

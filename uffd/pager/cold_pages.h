@@ -40,9 +40,10 @@ class ColdPages {
     std::uint64_t first = 0;  // page
     std::uint64_t end = 0;
   };
-  /// For who looks at memory piece by piece, as the hand of a clock: the next one, in an order that
-  /// comes to each once before it begins anew, whatever rounds do meanwhile.
-  const Piece& turn();
+  /// For who looks at memory piece by piece, as the hand of a clock: the number of the next one, in
+  /// an order that comes to each once before it begins anew, whatever rounds do meanwhile.
+  std::uint64_t turn();
+  [[nodiscard]] const Piece& at(std::uint64_t number) const { return pieces_[number]; }
   /// Of `piece` all backed pages of at least this age. `batch` is reused.
   void collect(const Piece& piece, unsigned min_age, Batch& batch);
   [[nodiscard]] std::uint64_t pieces() const { return pieces_.size(); }

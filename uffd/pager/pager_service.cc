@@ -32,11 +32,8 @@ constexpr int kNiceInAHurry = 0;
 // Looks take at most about this part of the time, counted in CPU time, so that a crowded machine
 // does not make them rare. A look unmaps all that was in use, and the guest faults it in again.
 constexpr int kLookPart = 10;
-// While faults wait for room: a page that was looked at must have a chance to be used until the
-// clock comes round again.
-constexpr std::chrono::milliseconds kLeastTurn{100};
-// A guest that uses all it has within a turn is not looked at for so long: looking would cost it
-// faults and find nothing.
+// A guest that uses all it has is not looked at for so long: looking would cost it faults and find
+// nothing.
 constexpr std::chrono::seconds kTakeAny{1};
 // Of the ceiling, but no less and no more than: what is kept free, so that faults seldom wait. The
 // larger is what a guest fills at 300 MiB/s until the thread has woken and looked.
@@ -89,7 +86,8 @@ PagerService::PagerService(Pager& pager, AccessTracker tracker, std::shared_ptr<
       budget_(std::move(budget)),
       options_(options),
       writer_(pager),
-      cold_(pager) {
+      cold_(pager),
+      hands_(cold_.pieces(), RangeLocks::kPiece.whole_pages()) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -255,9 +253,10 @@ void PagerService::step(std::unique_lock<std::mutex>& lock) {
     // left alone for a while
   } else if (ceiling && (faults_are_held || taken > *ceiling + kGrowth ||
                          (grows && taken > *ceiling - Bytes(reserve_of(*ceiling).count() / 2)))) {
-    state = make_room((taken - *goal).whole_pages());
-  } else if (!is_asked && !grows) {
-    state = State::idle;  // at its ceiling, and content
+    state = make_room((taken - *goal).whole_pages(), Pace::hurry);
+  } else if (!is_asked) {
+    // At its ceiling, and content, or on its way there.
+    state = grows ? make_room((taken - *goal).whole_pages(), Pace::calm) : State::idle;
   } else if (now >= next_look_) {
     if (const std::optional<State> unseen = look()) {
       state = *unseen;
@@ -298,7 +297,9 @@ bool PagerService::look_for_growth(Bytes taken, Clock::time_point now) {
 std::optional<PagerService::State> PagerService::look() {
   const auto began = Clock::now();
   const auto used_before = processor_time();
-  const int error = tracker_.look().error;
+  const AccessTracker::Look seen = tracker_.look();
+  const int error = seen.error;
+  looked_pages_.fetch_add(seen.accessed, std::memory_order_relaxed);
   const auto pause = (processor_time() - used_before) * kLookPart;
   next_look_ = std::max<Clock::time_point>(began + options_.look_interval, Clock::now() + pause);
   return error == 0 ? std::nullopt : std::optional(blind(error));
@@ -319,23 +320,19 @@ void PagerService::show(State state) {
   state_ = state;
 }
 
-// Faults wait, or soon will.
-PagerService::State PagerService::make_room(std::uint64_t wanted) {
-  const auto now = Clock::now();
-  if (turned_ == cold_.pieces()) {
-    if (now - turn_began_ < kLeastTurn && now >= take_any_until_) {
-      return State::looking;
-    }
-    turned_ = 0;
-    turn_began_ = now;
-  }
-  set_niceness(kNiceInAHurry);
+// Faults wait, or soon will (hurry), or may soon (calm).
+PagerService::State PagerService::make_room(std::uint64_t wanted, Pace pace) {
   const PagerStats before = pager_.stats();
-  const State state = turn_clock(wanted);
+  const bool is_any = Clock::now() < take_any_until_;
+  set_niceness(pace == Pace::hurry ? kNiceInAHurry : kNice);
+  const State state = is_any ? take_any(wanted) : turn_clock(wanted, pace);
   set_niceness(kNice);
   const PagerStats after = pager_.stats();
   const bool made_room = after.paged_out > before.paged_out || after.zero_pages > before.zero_pages;
-  fruitless_ = made_room ? 0 : fruitless_ + 1;
+  const bool failed = !made_room && (is_any || after.rejected > before.rejected ||
+                                     after.write_races > before.write_races);
+  fruitless_ = made_room ? 0 : fruitless_ + (failed ? 1 : 0);
+  see_what_came_back();
   if (state == State::looking && fruitless_ >= kMostFruitless) {
     fruitless_ = 0;
     stop_for(StoreStatus::rejected);
@@ -344,35 +341,94 @@ PagerService::State PagerService::make_room(std::uint64_t wanted) {
   return state;
 }
 
-// A clock with a second chance: each piece is looked at when the hand comes to it, and what nobody
-// has used since it was there last goes. So looking costs in proportion to what is wanted, not to
-// the size of the VM. Ends with the turn, so that a new ceiling is heard.
-PagerService::State PagerService::turn_clock(std::uint64_t wanted) {
+void PagerService::see_what_came_back() {
+  const PagerStats stats = pager_.stats();
+  const std::uint64_t out = stats.paged_out - room_out_;
+  if (out >= PageWriter::kBatch) {
+    hands_.came_back(stats.faults - room_faults_, out);
+    room_out_ = stats.paged_out;
+    room_faults_ = stats.faults;
+  }
+}
+
+// A clock with two hands (ClockHands). Ends where it has to wait, so that a new ceiling is heard.
+PagerService::State PagerService::turn_clock(std::uint64_t wanted, Pace pace) {
   show(State::paging_out);
-  while (turned_ < cold_.pieces() && wanted > 0 && !interrupt_) {
-    ++turned_;
-    const ColdPages::Piece& piece = cold_.turn();
-    const bool take_any = Clock::now() < take_any_until_;
-    if (!take_any) {
-      const HostRange range{HostOffset(piece.first * kPageSize),
-                            Bytes::pages(piece.end - piece.first)};
-      if (const int error = tracker_.look_at(piece.object, range).error; error != 0) {
-        return blind(error);
-      }
+  while (wanted > 0 && !interrupt_) {
+    const auto now = Clock::now();
+    const ClockHands::Move move = hands_.next(wanted, now);
+    if (move == ClockHands::Move::wait && pace == Pace::hurry) {
+      hands_.starved(now);
     }
-    cold_.collect(piece, take_any ? 0 : 1, batch_);
-    if (batch_.pages.empty()) {
-      if (++in_use_ > 2 * cold_.pieces()) {
-        in_use_ = 0;
-        take_any_until_ = Clock::now() + kTakeAny;
+    if (move == ClockHands::Move::wait ||
+        (move == ClockHands::Move::look && pace == Pace::calm && now < next_calm_look_)) {
+      break;
+    }
+    if (move == ClockHands::Move::look) {
+      if (const int error = look_at_next(); error != 0) {
+        return blind(error);
       }
       continue;
     }
-    in_use_ = 0;
+    const ClockHands::Looked looked = hands_.take(now);
+    const ColdPages::Piece& piece = cold_.at(looked.piece);
+    const HostRange range{HostOffset(piece.first * kPageSize),
+                          Bytes::pages(piece.end - piece.first)};
+    if (const int error = tracker_.look_again_at(piece.object, range).error; error != 0) {
+      return blind(error);
+    }
+    cold_.collect(piece, 1, batch_);
+    hands_.took(batch_.pages.size());
+    if (batch_.pages.empty()) {
+      // In a hurry only: who has time does not take what is in use.
+      if (hands_.all_in_use() && pace == Pace::hurry) {
+        take_any_until_ = Clock::now() + kTakeAny;
+        break;
+      }
+      continue;
+    }
+    const bool is_part = batch_.pages.size() > wanted;
+    if (is_part) {
+      batch_.pages.resize(wanted);
+      hands_.put_back(looked);
+    }
+    if (pace == Pace::calm) {
+      yield_to_faults();
+    }
+    const std::uint64_t before = wanted;
+    if (!write_batch(wanted)) {
+      return State::stopped;
+    }
+    if (is_part && wanted == before) {
+      break;  // nothing of it can go now; it is the next one still
+    }
+  }
+  return State::looking;
+}
+
+// The first hand. 0, or errno.
+int PagerService::look_at_next() {
+  const auto used_before = processor_time();
+  const std::uint64_t number = cold_.turn();
+  const ColdPages::Piece& piece = cold_.at(number);
+  const HostRange range{HostOffset(piece.first * kPageSize), Bytes::pages(piece.end - piece.first)};
+  const AccessTracker::Look look = tracker_.look_at(piece.object, range);
+  looked_pages_.fetch_add(look.accessed, std::memory_order_relaxed);
+  const auto now = Clock::now();
+  hands_.looked(number, now);
+  next_calm_look_ = now + (processor_time() - used_before) * kLookPart;
+  return look.error;
+}
+
+// Where everything is in use.
+PagerService::State PagerService::take_any(std::uint64_t wanted) {
+  show(State::paging_out);
+  for (std::uint64_t i = 0; i < cold_.pieces() && wanted > 0 && !interrupt_; ++i) {
+    cold_.collect(cold_.at(cold_.turn()), 0, batch_);
     if (batch_.pages.size() > wanted) {
       batch_.pages.resize(wanted);
     }
-    if (!write_batch(wanted)) {
+    if (!batch_.pages.empty() && !write_batch(wanted)) {
       return State::stopped;
     }
   }

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "uffd/pager/access_tracker.h"
+#include "uffd/pager/clock_hands.h"
 #include "uffd/pager/cold_pages.h"
 #include "uffd/pager/page_writer.h"
 #include "uffd/pager/write_budget.h"
@@ -74,6 +75,10 @@ class PagerService {
   Pager::Progress detach(const std::function<bool(const Pager::Progress&)>& progress);
 
   [[nodiscard]] Status status() const;
+  /// Pages that were in use when they were looked at, since the start: each cost the guest a fault.
+  [[nodiscard]] std::uint64_t looked_pages() const {
+    return looked_pages_.load(std::memory_order_relaxed);
+  }
   /// How far below a ceiling page-out begins.
   [[nodiscard]] static Bytes reserve_of(Bytes ceiling);
 
@@ -85,8 +90,12 @@ class PagerService {
   [[nodiscard]] State page_out(Bytes excess);
   [[nodiscard]] std::optional<State> look();
   [[nodiscard]] State blind(int error);
-  [[nodiscard]] State make_room(std::uint64_t wanted);
-  [[nodiscard]] State turn_clock(std::uint64_t wanted);
+  enum class Pace { calm, hurry };
+  [[nodiscard]] State make_room(std::uint64_t wanted, Pace pace);
+  [[nodiscard]] State turn_clock(std::uint64_t wanted, Pace pace);
+  [[nodiscard]] State take_any(std::uint64_t wanted);
+  [[nodiscard]] int look_at_next();
+  void see_what_came_back();
   void show(State state);
   void enforce_ceiling(State state);
   /// Whether a piece more may be brought back unasked.
@@ -125,10 +134,12 @@ class PagerService {
   std::uint64_t faults_before_ = 0;
   std::uint64_t out_before_ = 0;
   unsigned fruitless_ = 0;  // attempts to make room, one after the other, that made none
-  // The clock of make_room().
-  Clock::time_point turn_began_{};
-  std::uint64_t turned_ = 0;  // pieces since then
-  std::uint64_t in_use_ = 0;  // pieces, one after the other, that had nothing to give
+  std::atomic<std::uint64_t> looked_pages_{0};
+  // Of make_room().
+  ClockHands hands_;
+  Clock::time_point next_calm_look_{};
+  std::uint64_t room_faults_ = 0;  // at the last see_what_came_back(), likewise
+  std::uint64_t room_out_ = 0;
   Clock::time_point take_any_until_{};
   std::atomic<bool> interrupt_{false};
   std::thread thread_;
