@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -157,6 +159,67 @@ TEST_F(StoreFiles, RefusesAnotherVmsPagesByName) {
   EXPECT_THAT(refusal(path, Bytes::mib(1), "web"),
               HasSubstr("holds pages of VM 'database', not of 'web'"));
   EXPECT_EQ(refusal(path, Bytes::mib(1), "database"), "was accepted");
+}
+
+/// A block device of this size, over a file without a name; gone with this.
+class LoopDevice {
+ public:
+  LoopDevice(const std::string& directory, Bytes size) {
+    const UniqueFd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
+    const int number = control.valid() ? ::ioctl(control.get(), LOOP_CTL_GET_FREE) : -1;
+    const UniqueFd file(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+    if (number < 0 || ::ftruncate(file.get(), static_cast<off_t>(size.count())) != 0) {
+      return;
+    }
+    path_ = "/dev/loop" + std::to_string(number);
+    device_ = UniqueFd(::open(path_.c_str(), O_RDWR | O_CLOEXEC));
+    loop_config config{};
+    config.fd = static_cast<std::uint32_t>(file.get());
+    config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+    made_ = device_.valid() && ::ioctl(device_.get(), LOOP_CONFIGURE, &config) == 0;
+  }
+  [[nodiscard]] bool made() const { return made_; }
+  [[nodiscard]] const std::string& path() const { return path_; }
+  void write(const std::string& what, off_t at) const {
+    EXPECT_EQ(::pwrite(device_.get(), what.data(), what.size(), at),
+              static_cast<ssize_t>(what.size()));
+    EXPECT_EQ(::fsync(device_.get()), 0);
+  }
+
+ private:
+  std::string path_;
+  UniqueFd device_;
+  bool made_ = false;
+};
+
+TEST_F(StoreFiles, ABlockDeviceIsAStoreOfItsOwner) {
+  const LoopDevice device(directory_, Bytes::mib(8));
+  if (!device.made()) {
+    GTEST_SKIP() << "a block device needs root and a free /dev/loop*";
+  }
+  EXPECT_THAT(refusal(device.path(), Bytes::mib(8)), HasSubstr("too small"))
+      << "an owner page more";
+  {
+    const auto store = open(device.path(), Bytes::mib(4));
+    Pages pages = Pages::random(1000);
+    ASSERT_EQ(store->put(pages.puts), StoreStatus::ok);
+    for (std::size_t i = 0; i < pages.puts.size(); ++i) {
+      ASSERT_EQ(pages.fetch(*store, i), StoreStatus::ok);
+      ASSERT_TRUE(pages.same);
+    }
+    Pages more = Pages::random(25);
+    EXPECT_EQ(store->put(more.puts), StoreStatus::full) << "past what it was given of the device";
+  }
+  EXPECT_THAT(refusal(device.path(), Bytes::mib(1), "web"), HasSubstr("holds pages of VM 'vm1'"));
+}
+
+TEST_F(StoreFiles, ABlockDeviceWithAFileSystemIsLeftAsItIs) {
+  const LoopDevice device(directory_, Bytes::mib(8));
+  if (!device.made()) {
+    GTEST_SKIP() << "a block device needs root and a free /dev/loop*";
+  }
+  device.write("_BHRfS_M", 65536 + 64);  // where btrfs has its mark
+  EXPECT_THAT(refusal(device.path()), HasSubstr("something that is not a page store"));
 }
 
 TEST_F(StoreFiles, ALimitOnFileSizesIsNamed) {
