@@ -82,6 +82,12 @@ void set_up(CLI::App& app, CommandLine& line) {
                  "about how long a step takes under TCG; its work is fixed (tracking)")
       ->check(CLI::Range(1, 600))
       ->capture_default_str();
+  app.add_option(
+         "--passes", line.settings.passes,
+         "rounds of a job over the hot part of its memory: more, and the jobs overlap longer "
+         "(overcommit)")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   add_size(app, "--memory", line.settings.memory, "RAM of the guest");
   add_size(app, "--balloon", line.settings.balloon, "target of the balloon");
   add_size(app, "--fill", line.settings.fill, "what the workload fills (pressure)");

@@ -26,9 +26,6 @@ constexpr Bytes kHot = Bytes::mib(128);
 /// Growth a second: a service that loads its data. A job that grows as fast as it can is over,
 /// under TCG, before anybody could say that it was there.
 constexpr Bytes kRate = Bytes::mib(64);
-/// Over the hot part, so that the jobs overlap: some 15 s under TCG when three of them share two
-/// CPUs.
-constexpr std::uint64_t kPasses = 40;
 /// After the mode has started, before the load.
 constexpr auto kSettle = std::chrono::seconds(4);
 constexpr auto kJobLimit = std::chrono::seconds(150);
@@ -83,7 +80,7 @@ struct Job {
 };
 
 /// Starts the jobs one after the other and waits for all; seconds from the first start.
-double run_jobs(Fleet::Vms& vms, std::vector<Job>& jobs) {
+double run_jobs(Fleet::Vms& vms, std::vector<Job>& jobs, std::uint64_t passes) {
   const auto start = Clock::now();
   for (std::size_t ended = 0; ended < jobs.size();) {
     const auto now = Clock::now();
@@ -96,7 +93,7 @@ double run_jobs(Fleet::Vms& vms, std::vector<Job>& jobs) {
                                                    {"size", kJob.count()},
                                                    {"hot", kHot.count()},
                                                    {"rate", kRate.count()},
-                                                   {"passes", kPasses},
+                                                   {"passes", passes},
                                                    {"seed", i + 1}});
       }
       if (!job.started || job.ended) continue;
@@ -160,7 +157,7 @@ Row Overcommit::measure(const std::string& mode, const std::string& /*variant*/,
   const double guests_before = guests_cpu_s();
   const double helpers_before = fleet->helper_cpu_s();
   HostSampler sampler(vms, *fleet, settings.limit);
-  const double completion = run_jobs(vms, jobs);
+  const double completion = run_jobs(vms, jobs, settings.passes);
   sampler.stop();
 
   Row row{{"mode", mode}, {"limit_mib", settings.limit.as_mib()}};

@@ -23,6 +23,9 @@ struct Settings {
   std::vector<std::uint64_t> steps{100, 300, 500, 700, 500, 300, 100};
   double step_seconds = 12;
   Bytes limit = Bytes::gib(2);  ///< of the host (overcommit)
+  /// Of a job over its hot part: with 40, some 4 to 15 s under TCG, so that jobs overlap
+  /// (overcommit).
+  std::uint64_t passes = 40;
 };
 
 class Scenario {
