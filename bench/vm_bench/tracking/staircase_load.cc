@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "tests/vm/guest/staircase.h"
 
@@ -52,7 +53,8 @@ StaircaseLoad::Result StaircaseLoad::run(const Step& step, Recorder& recorder) {
   now_mib_ = after;
   return {answer->at("seconds").to_number<double>(),
           answer->at("longest_pass_s").to_number<double>(),
-          answer->at("errors").to_number<std::uint64_t>()};
+          answer->at("errors").to_number<std::uint64_t>(),
+          std::move(answer->at("pass_seconds").as_array())};
 }
 
 void StaircaseLoad::end() { vm_.guest().drop(kName); }

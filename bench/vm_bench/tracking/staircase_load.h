@@ -4,6 +4,7 @@
 // costs the workload shows in its completion time.
 #pragma once
 
+#include <boost/json/array.hpp>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -39,7 +40,8 @@ class StaircaseLoad {
   struct Result {
     double seconds = 0;
     double longest_pass_s = 0;
-    std::uint64_t errors = 0;  ///< pages that did not hold what they should
+    std::uint64_t errors = 0;         ///< pages that did not hold what they should
+    boost::json::array pass_seconds;  ///< what is left of `seconds` went into changing the set
   };
 
   /// Mounts `disk`, which the guest has as /dev/vda. Throws std::runtime_error.

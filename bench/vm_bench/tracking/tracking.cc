@@ -65,6 +65,19 @@ void describe(Row& row, const Series& series) {
   row["settle_down_s"] = settle.empty() ? 0 : *std::max_element(settle.begin(), settle.end());
 }
 
+/// Counters of the guest, of which each step's share is told: where a mode costs the workload time.
+struct StepCost {
+  double guest_cpu_s = 0;
+  double disk_read_mib = 0;
+  std::uint64_t refaulted_pages = 0;
+};
+
+StepCost cost_now(vmkit::Vm& vm) {
+  return {vm.guest().call("cpu").at("busy_s").to_number<double>(),
+          static_cast<double>(vm.guest().vmstat("pgpgin")) / 1024,
+          vm.guest().vmstat("workingset_refault_file")};
+}
+
 Row Tracking::measure(const std::string& mode_name, const std::string& /*variant*/,
                       const Settings& settings) {
   const std::vector<Step> steps = make_steps(settings.steps, settings.step_seconds);
@@ -78,13 +91,19 @@ Row Tracking::measure(const std::string& mode_name, const std::string& /*variant
   std::uint64_t errors = 0;
   double completion = 0;
   double longest = 0;
-  boost::json::array step_seconds;
+  boost::json::array details;
   for (const Step& step : steps) {
-    const StaircaseLoad::Result done = load.run(step, run.recorder());
+    const StepCost before = cost_now(run.vm());
+    StaircaseLoad::Result done = load.run(step, run.recorder());
     errors += done.errors;
     completion += done.seconds;
     longest = std::max(longest, done.longest_pass_s);
-    step_seconds.emplace_back(done.seconds);
+    const StepCost after = cost_now(run.vm());
+    details.push_back({{"seconds", done.seconds},
+                       {"guest_cpu_s", after.guest_cpu_s - before.guest_cpu_s},
+                       {"disk_read_mib", after.disk_read_mib - before.disk_read_mib},
+                       {"refaulted_pages", after.refaulted_pages - before.refaulted_pages},
+                       {"pass_seconds", std::move(done.pass_seconds)}});
   }
   run.end();
   load.end();
@@ -97,7 +116,7 @@ Row Tracking::measure(const std::string& mode_name, const std::string& /*variant
   row["completion_to_none"] = nullptr;
   row["longest_pass_s"] = longest;
   row["pattern_errors"] = errors;
-  row["step_seconds"] = std::move(step_seconds);
+  row["steps"] = std::move(details);
   return row;
 }
 

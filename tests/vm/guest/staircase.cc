@@ -199,6 +199,7 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
     std::uint64_t errors = hot.grow(half_before, half, in_use);
     half_before = half;
     double longest = 0;
+    boost::json::array pass_seconds;
     for (std::uint64_t pass = 0; pass < passes; ++pass) {
       const auto pass_start = Clock::now();
       errors += anonymous.touch();
@@ -210,10 +211,12 @@ void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t 
       compute();
       last_pass_s = since(pass_start);
       longest = std::max(longest, last_pass_s);
+      pass_seconds.emplace_back(last_pass_s);
     }
     port.reply({{"seconds", since(start)},
                 {"errors", errors},
                 {"longest_pass_s", longest},
+                {"pass_seconds", std::move(pass_seconds)},
                 {"in_use", in_use.take()}});
   }
 }

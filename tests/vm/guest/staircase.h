@@ -21,8 +21,9 @@ inline constexpr std::uint64_t kOnceSeed = 12;
 inline constexpr std::uint64_t kOncePerPass = std::uint64_t{512} << 10;
 
 /// Replies once it is ready; then each order {"size": bytes of the working set, "passes": n}
-/// changes the set, makes n passes over it, and replies `seconds`, `errors`, `longest_pass_s`, and
-/// in `in_use` how the set changed: pairs of seconds since the order and bytes in use.
+/// changes the set, makes n passes over it, and replies `seconds`, `errors`, `longest_pass_s`, each
+/// pass in `pass_seconds`, and in `in_use` how the set changed: pairs of seconds since the order
+/// and bytes in use.
 void climb_staircase(TaskPort& port, const StaircaseFiles& files, std::uint64_t largest);
 
 }  // namespace fileballoon::guest
