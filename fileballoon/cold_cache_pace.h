@@ -42,7 +42,7 @@ class CachePace {
   /// kernel has seen the refaults too, and spares pages that were read as often as those.
   static constexpr std::chrono::milliseconds kShortBrake{150};
   /// The caution doubles with each harm by refaults up to this.
-  static constexpr unsigned kMostCaution = 8;
+  static constexpr unsigned kMostCaution = 16;
   /// Calm for so long, times the caution, before the caution is halved.
   static constexpr std::chrono::milliseconds kCalm{5000};
 

@@ -40,7 +40,15 @@ std::optional<Exchange::Part> Exchange::next(std::uint64_t most, Clock::time_poi
   return Part{most, part.cpu};
 }
 
+void Exchange::give_up(Clock::time_point now) {
+  parts_.clear();
+  end(now);
+}
+
 void Exchange::end(Clock::time_point now) {
+  for (const Part& part : parts_) {
+    used_ += part.pages;  // still to be exchanged, when there is time again
+  }
   parts_.clear();
   still_since_.reset();
   not_before_ = now + (now - begun_) * kPause;

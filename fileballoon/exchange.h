@@ -45,8 +45,10 @@ class Exchange {
   [[nodiscard]] bool is_under_way() const { return !parts_.empty(); }
   /// What to exchange next, at most `most` pages; nothing when it is over.
   [[nodiscard]] std::optional<Part> next(std::uint64_t most, Clock::time_point now);
-  /// Something else has become more important.
+  /// Something else has become more important; what is left counts as used as before.
   void end(Clock::time_point now);
+  /// There is nothing to exchange for.
+  void give_up(Clock::time_point now);
 
  private:
   std::uint64_t used_ = 0;

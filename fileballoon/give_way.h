@@ -29,7 +29,7 @@ class GiveWay {
   /// Growth waits for this long afterwards.
   static constexpr std::chrono::milliseconds kPause{500};
 
-  /// A look: `free` memory, and the `watermark` below which the kernel may reclaim. Pages that the
+  /// A look: `free` memory, and the `watermark` below which the kernel reclaims. Pages that the
   /// balloon is to give up now, 0 where there is no need.
   [[nodiscard]] std::uint64_t look(Bytes free, Bytes watermark, Clock::time_point now);
   /// The balloon has given this much up since.

@@ -19,6 +19,21 @@ namespace {
 /// CONFIG_NR_CPUS of distributions; a number beyond it is no CPU.
 constexpr std::uint64_t kMostCpus = 8192;
 
+/// Of "protection: (0, 958, 958, 958)": pages kept from allocations that could use other zones.
+std::uint64_t largest_number(const char* text) {
+  std::uint64_t largest = 0;
+  while (*text != '\0') {
+    if (*text >= '0' && *text <= '9') {
+      char* end = nullptr;
+      largest = std::max<std::uint64_t>(largest, std::strtoull(text, &end, 10));
+      text = end;
+    } else {
+      ++text;
+    }
+  }
+  return largest;
+}
+
 }  // namespace
 
 Bytes free_memory() {
@@ -54,8 +69,10 @@ MemoryInfo parse_meminfo(const std::string& text) {
   return info;
 }
 
-Bytes kernel_reserve(const std::string& text) {
-  std::uint64_t sum = 0;
+KernelMarks kernel_marks(const std::string& text) {
+  std::uint64_t reserve = 0;
+  std::uint64_t wakes = 0;
+  std::uint64_t low = 0;
   std::uint64_t high = 0;
   std::istringstream lines(text);
   std::string line;
@@ -67,27 +84,19 @@ Bytes kernel_reserve(const std::string& text) {
     const char* at = line.c_str() + start;
     std::uint64_t value = 0;
     if (line.starts_with("Node ")) {
-      high = 0;
+      low = high = 0;
+    } else if (std::sscanf(at, "low %" SCNu64, &value) == 1) {
+      low = value;
     } else if (std::sscanf(at, "high %" SCNu64, &value) == 1) {
       high = value;
     } else if (line.compare(start, 11, "protection:") == 0) {
-      // "protection: (0, 958, 958, 958)": pages kept from allocations that could use other zones.
-      std::uint64_t largest = 0;
-      const char* p = at + 11;
-      while (*p != '\0') {
-        if (*p >= '0' && *p <= '9') {
-          char* end = nullptr;
-          largest = std::max<std::uint64_t>(largest, std::strtoull(p, &end, 10));
-          p = end;
-        } else {
-          ++p;
-        }
-      }
-      sum += high + largest;
-      high = 0;
+      const std::uint64_t kept = largest_number(at);
+      wakes += low + kept;
+      reserve += high + kept;
+      low = high = 0;
     }
   }
-  return Bytes::pages(sum);
+  return {Bytes::pages(reserve), Bytes::pages(wakes)};
 }
 
 std::uint64_t spare_in_cpu_lists(const std::string& text) {

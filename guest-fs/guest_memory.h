@@ -24,10 +24,16 @@ struct MemoryInfo {
 /// `text`: the content of /proc/meminfo.
 [[nodiscard]] MemoryInfo parse_meminfo(const std::string& text);
 
-/// What the kernel keeps free by itself: for each zone the high watermark plus the largest lowmem
-/// reserve, as in the kernel's calculate_totalreserve_pages(). Above this sum no allocation wakes
-/// kswapd. `text`: the content of /proc/zoneinfo.
-[[nodiscard]] Bytes kernel_reserve(const std::string& text);
+/// What the kernel keeps free by itself.
+struct KernelMarks {
+  /// Of each zone the high watermark plus the largest lowmem reserve, as in the kernel's
+  /// calculate_totalreserve_pages(): reclaim that was woken ends here.
+  Bytes reserve;
+  /// The same with the low watermarks: an allocation that goes below wakes kswapd.
+  Bytes reclaims_below;
+};
+/// `text`: the content of /proc/zoneinfo.
+[[nodiscard]] KernelMarks kernel_marks(const std::string& text);
 
 /// Free pages in the lists of single CPUs beyond what the kernel keeps there in any case. They are
 /// not counted in MemFree, and since Linux 6.7, which lets these lists grow with what a program

@@ -43,6 +43,8 @@ constexpr milliseconds kProbeEvery{50};
 constexpr std::uint64_t kProbePages = 2048;
 /// Free pages in the lists of CPUs that are worth a visit to each CPU: 4 MiB.
 constexpr std::uint64_t kWorthShortening = 1024;
+/// Eighths by which a visit shortens them: two thirds of a list are left after three.
+constexpr int kShortenings = 3;
 /// How much of the margin above the kernel's own reserve an exchange may use: half, so that it does
 /// not wake reclaim.
 constexpr std::uint64_t kExchangeDepth = 2;
@@ -306,8 +308,7 @@ void Inflater::give_way(Clock::time_point now) {
   if (tells_first() || !growth_.sees_work(now) || evictable_pages_ == 0) {
     return;
   }
-  const std::uint64_t pages =
-      give_way_.look(free_memory(), reserve_ - reserve_margin(config_.ram), now);
+  const std::uint64_t pages = give_way_.look(free_memory(), marks_.reclaims_below, now);
   if (pages == 0) {
     return;
   }
@@ -331,13 +332,18 @@ void Inflater::read_pressure(Clock::time_point now) {
 }
 
 void Inflater::free_what_cpus_keep(Clock::time_point now) {
-  if (decision_.reason != GrowthReason::below_reserve || !growth_.sees_work(now) ||
-      now < next_shortening_) {
+  // Growth that takes less than it could has all there is, but for what trickles out of the lists.
+  const bool has_all =
+      decision_.reason == GrowthReason::below_reserve ||
+      (decision_.reason == GrowthReason::growing && decision_.pages < pipeline_.batch_pages());
+  if (!has_all || !growth_.sees_work(now) || now < next_shortening_) {
     return;
   }
   next_shortening_ = now + Growth::kReserveWatch;
   if (spare_in_cpu_lists(read_file("/proc/zoneinfo")) >= kWorthShortening) {
-    shorten_cpu_lists();
+    for (int i = 0; i < kShortenings; ++i) {
+      shorten_cpu_lists();
+    }
   }
 }
 
@@ -346,10 +352,13 @@ void Inflater::exchange_reserve(Clock::time_point now) {
   if (!file_.has_large_pages() || tells_first()) {
     return;
   }
-  const bool at_reserve =
-      decision_.reason == GrowthReason::below_reserve && link_.is_established() && !leave_until_;
+  // Pages that are dropped may stay in a list of a CPU and are then missing from MemFree.
+  const Bytes kept_free = reserve_ - Bytes(reserve_margin(config_.ram).count() / kExchangeDepth);
+  const bool may_exchange = decision_.reason == GrowthReason::below_reserve &&
+                            Bytes(stats_.free_bytes) >= kept_free && link_.is_established() &&
+                            !leave_until_;
   if (!exchange_.is_under_way()) {
-    if (!exchange_.due(at_reserve && pipeline_.in_flight_pages() == 0, now)) {
+    if (!exchange_.due(may_exchange && pipeline_.in_flight_pages() == 0, now)) {
       return;
     }
     const std::string blocks = read_file("/proc/buddyinfo");
@@ -357,17 +366,17 @@ void Inflater::exchange_reserve(Clock::time_point now) {
                      free_blocks(blocks, 1) - free_blocks(blocks, kFolioPages) * kFolioPages},
                     now);
   }
-  // Pages that are dropped may stay in a list of a CPU and are then missing from MemFree.
-  if (!at_reserve ||
-      Bytes(stats_.free_bytes) + Bytes(reserve_margin(config_.ram).count() / kExchangeDepth) <
-          reserve_) {
+  if (!may_exchange) {
     exchange_.end(now);
     return;
   }
   while (pipeline_.can_fill()) {
     const auto part = exchange_.next(kFolioPages, now);
-    if (!part || drop_evictable(part->pages) < part->pages) {
-      exchange_.end(now);
+    if (!part) {
+      return;
+    }
+    if (drop_evictable(part->pages) < part->pages) {
+      exchange_.give_up(now);
       return;
     }
     stats_.exchanged_pages += part->pages;
@@ -516,7 +525,8 @@ void Inflater::refresh_memory(Clock::time_point now) {
   }
   next_memory_ = now + kMemoryRefresh;
   notice_plugged_memory();
-  reserve_ = kernel_reserve(read_file("/proc/zoneinfo")) + reserve_margin(config_.ram);
+  marks_ = kernel_marks(read_file("/proc/zoneinfo"));
+  reserve_ = marks_.reserve + reserve_margin(config_.ram);
   stats_.reserve_bytes = reserve_.count();
 }
 

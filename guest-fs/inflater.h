@@ -19,6 +19,7 @@
 #include "guest-fs/deflate_reports.h"
 #include "guest-fs/extent.h"
 #include "guest-fs/frame_book.h"
+#include "guest-fs/guest_memory.h"
 #include "guest-fs/host_link.h"
 #include "guest-fs/locked_floor.h"
 #include "guest-fs/moved_pages.h"
@@ -165,7 +166,8 @@ class Inflater final : private HostLink::Handler {
   Clock::time_point next_tick_{};
   Clock::time_point next_pressure_{};
   Clock::time_point next_shortening_{};
-  Bytes reserve_;
+  KernelMarks marks_;
+  Bytes reserve_;  // what the balloon leaves free
   wire::Stats last_sent_;
 
   Clock::time_point next_activity_{};

@@ -110,13 +110,13 @@ void ColdCache::look_for_release(Clock::time_point now) {
 }
 
 bool ColdCache::is_fresh(const ListState& state) const {
-  return state.fresh && fresh_left_ > 0 && mode_ != CacheMode::epoch;
+  return state.fresh_turns > 0 && fresh_left_ > 0 && mode_ != CacheMode::epoch;
 }
 
 void ColdCache::end_fresh() {
   fresh_left_ = 0;
   for (auto& [key, state] : lists_) {
-    state.fresh = false;
+    state.fresh_turns = 0;
   }
 }
 
@@ -127,7 +127,7 @@ void ColdCache::begin_anew(Clock::time_point now) {
   for (auto& [key, state] : lists_) {
     state.turn.restart();
     state.evicting = false;
-    state.fresh = true;
+    state.fresh_turns = kFreshTurns;
   }
 }
 
@@ -258,7 +258,7 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
       case Step::done:
         state.pending = false;
         state.evicting = false;
-        state.fresh = false;
+        state.fresh_turns -= state.fresh_turns > 0 ? 1 : 0;
         continue;
       case Step::age:
         if (kernel_.age(list, decision.generation) != 0) {
@@ -287,7 +287,7 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
           state.brakes = pace_.brakes();
           if (is_fresh(state)) {
             fresh_left_ -= std::min(fresh_left_, taken);
-            state.fresh = fresh_left_ > 0;
+            state.fresh_turns = fresh_left_ > 0 ? state.fresh_turns : 0;
           }
           state.turn.evicted(taken);
           pace_.evicted(taken);

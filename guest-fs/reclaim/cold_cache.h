@@ -57,10 +57,10 @@ class ColdCache {
  public:
   using Clock = std::chrono::steady_clock;
   /// How long closed pages wait before they count as cold. The kernel protects pages that were read
-  /// five times between two looks, so what is read once a second or more often is safe: a file that
-  /// a program passes over again and again, or one that it leaves alone for the seconds in which it
-  /// fills memory. Nothing in the guest has changed, so nothing says that cache has become cold.
-  static constexpr std::chrono::milliseconds kPatience{5000};
+  /// five times between two looks, so what is read two or three times a second is safe. Of what is
+  /// read less often some bites go, come back, and double this time (CachePace::caution()), up to
+  /// half a minute: files that are read every few seconds are safe by then.
+  static constexpr std::chrono::milliseconds kPatience{2000};
   /// The same once, for what was there when the guest gave up memory: then something has changed,
   /// and a smaller working set is to show on the host within 5 s. What is read ten times a second
   /// is safe. Of what is read four times a second the bite is lost in which it comes first, since
@@ -70,6 +70,9 @@ class ColdCache {
   /// At most this many times what the guest gave up goes that early: a program uses files beside
   /// its memory, and much more of them is no longer likely to be its own.
   static constexpr std::uint64_t kFreshShare = 2;
+  /// Turns that begin so early after a release. What a program used lies in more than one
+  /// generation: pages that a scan has spared before are in the next.
+  static constexpr unsigned kFreshTurns = 3;
   /// What is given up within this time after a release belongs to it.
   static constexpr std::chrono::milliseconds kOneRelease{1000};
   /// When a full balloon waits for memory, unmapped cache need not be cold, only not in use now.
@@ -87,8 +90,8 @@ class ColdCache {
   /// The host's epochs are orders: smaller pieces, no pauses.
   static constexpr std::chrono::milliseconds kEpochTick{50};
   static constexpr std::uint64_t kEpochStep = 4096;
-  /// Nothing found and nothing happening: patience stretches up to this factor, to 20 s.
-  static constexpr unsigned kMostRest = 4;
+  /// Nothing found and nothing happening: patience stretches up to this factor, to 16 s.
+  static constexpr unsigned kMostRest = 8;
   /// Lists with less than this are not worth a walk over page tables.
   static constexpr std::uint64_t kLeastPages = 128;
   /// unmapped-first leaves this much: what is left is mapped, or about to be.
@@ -129,7 +132,7 @@ class ColdCache {
     GenerationTurn turn;
     bool pending = false;      ///< epoch: a turn has been ordered
     bool evicting = false;     ///< the closed generation has been bitten
-    bool fresh = false;        ///< this turn began when the guest gave up memory
+    unsigned fresh_turns = 0;  ///< this one and those to come that do not wait for long
     std::uint64_t in_use = 0;  ///< CacheList::evicted_in_use before the last bite
     std::uint64_t bite = 0;    ///< pages of that bite
     Clock::time_point bitten_at{};

@@ -231,6 +231,17 @@ TEST_F(Engine, AReleaseOfMemoryShortensTheWaitForWhatIsColdNow) {
   EXPECT_EQ(kernel_.pages(), 0U);
 }
 
+TEST_F(Engine, AReleaseShortensTheWaitForWhatLiesInTheNextGenerationToo) {
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.numbers_.anonymous = 100'000;
+  kernel_.read(20 * 256);
+  run(cache, milliseconds(500));
+  kernel_.read(20 * 256);  // after the oldest generation was closed
+  kernel_.numbers_.anonymous = 50'000;
+  run(cache, 2 * ColdCache::kFreshPatience + milliseconds(900));
+  EXPECT_EQ(kernel_.pages(), 0U);
+}
+
 TEST_F(Engine, AReleaseLetsNoMoreThanTwiceAsMuchGoEarly) {
   ColdCache cache(kernel_, CacheMode::proactive);
   kernel_.numbers_.anonymous = 100'000;
@@ -238,7 +249,7 @@ TEST_F(Engine, AReleaseLetsNoMoreThanTwiceAsMuchGoEarly) {
   kernel_.read(50'000);
   run(cache, milliseconds(500));
   kernel_.numbers_.anonymous -= 2 * ColdCache::kReleased;
-  run(cache, seconds(3));
+  run(cache, ColdCache::kPatience - milliseconds(100));
   const std::uint64_t early = cache.stats().evicted_pages;
   EXPECT_GE(early, 2 * ColdCache::kFreshShare * ColdCache::kReleased);
   EXPECT_LE(early, 2 * ColdCache::kFreshShare * ColdCache::kReleased + CachePace::kLastStep);

@@ -88,5 +88,18 @@ TEST(Exchange, EndsAtOnceWhenTheGuestNeedsItsMemory) {
   EXPECT_FALSE(exchange.next(kFolio, kBeginning));
 }
 
+TEST(Exchange, WhatAnInterruptionLeftIsExchangedLater) {
+  Exchange exchange;
+  exchange.note_growth(20 * kFolio);
+  exchange.begin({{}, 100 * kFolio}, kBeginning);
+  ASSERT_TRUE(exchange.next(kFolio, kBeginning));
+  exchange.end(kBeginning);
+  const auto later = kBeginning + seconds(1);
+  (void)exchange.due(true, later);
+  ASSERT_TRUE(exchange.due(true, later + Exchange::kStill));
+  exchange.begin({{}, 100 * kFolio}, later + Exchange::kStill);
+  EXPECT_EQ(all_of(exchange, later + Exchange::kStill).size(), 19U);
+}
+
 }  // namespace
 }  // namespace fileballoon

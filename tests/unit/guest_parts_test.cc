@@ -72,6 +72,20 @@ TEST(GuestMemory, FreeBlocksAreCountedInUnitsOfTheSizeAskedFor) {
   EXPECT_EQ(free_blocks("", 512), 0U);  // no /proc/buddyinfo: small pages, no guess
 }
 
+// Wrong here: growth wakes reclaim, or the balloon gives way for nothing.
+TEST(GuestMemory, WhatTheKernelKeepsFreeIsSummedOverItsZones) {
+  const KernelMarks marks = kernel_marks(
+      "Node 0, zone      DMA\n  pages free     3840\n        min      177\n        low      221\n"
+      "        high     265\n        protection: (0, 937, 937, 937, 937)\n"
+      "  pagesets\n    cpu: 0\n              high:  110\n"
+      "Node 0, zone    DMA32\n        min      11086\n        low      13857\n"
+      "        high     16628\n        protection: (0, 0, 0, 0, 0)\n"
+      "              high:  7054\n");
+  EXPECT_EQ(marks.reserve, Bytes::pages(265 + 937 + 16628));
+  EXPECT_EQ(marks.reclaims_below, Bytes::pages(221 + 937 + 13857));
+  EXPECT_EQ(kernel_marks("").reserve, Bytes(0));
+}
+
 // Wrong here: memory that a program gave up stays with the guest for many seconds, uncounted.
 TEST(GuestMemory, FreePagesInTheListsOfCpusAreThoseAboveTheLeastLength) {
   const std::string of_6_13 =

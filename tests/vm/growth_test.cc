@@ -103,6 +103,8 @@ TEST_F(GrowthVm, WithAFullCacheAndATargetAboveFreeMemoryGrowthEvictsNothing) {
     std::this_thread::sleep_for(seconds(1));
   }
   const double inflated = static_cast<double>(agent.number("inflated_pages"));
+  std::cout << "steady state: " << agent.number("evicted_pages") << " evicted, of them given up "
+            << agent.number("yielded_pages") << ", of " << inflated << " inflated pages\n";
   EXPECT_GT(inflated, 256.0 * 100);
   EXPECT_LE(static_cast<double>(agent.number("evicted_pages")), 0.01 * inflated);
   EXPECT_LE(guest().vmstat("pgsteal_file") - stolen, 0.01 * inflated) << "growth woke reclaim";
