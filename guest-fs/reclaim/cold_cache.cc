@@ -275,9 +275,12 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
           pace_.start_small();
           allowance = std::min(allowance, CachePace::kFirstStep);
           state.bite = 0;
+          state.unmissed = false;
         }
         if (const auto next = next_bite(list, state, patience); now < next) {
           return std::min(next, now + kFreshTick);  // refaults may show at any moment
+        } else if (next > state.bitten_at) {
+          state.unmissed = true;  // who used these pages does so no more: nor the others
         }
         if (allowance > 0) {
           const std::uint64_t taken = count(kernel_.evict(list, decision.generation, allowance));
@@ -302,7 +305,8 @@ ColdCache::Clock::time_point ColdCache::turn(const CacheList& list, ListState& s
 ColdCache::Clock::time_point ColdCache::next_bite(const CacheList& list, const ListState& state,
                                                   Clock::duration patience) const {
   const bool has_shown = pace_.brakes() != state.brakes;  // and the pace has braked for it
-  if (state.bite == 0 || !list.evicted_in_use || has_shown || mode_ == CacheMode::epoch) {
+  if (state.bite == 0 || state.unmissed || !list.evicted_in_use || has_shown ||
+      mode_ == CacheMode::epoch) {
     return state.bitten_at;
   }
   const std::uint64_t now = *list.evicted_in_use;

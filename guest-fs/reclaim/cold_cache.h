@@ -132,6 +132,7 @@ class ColdCache {
     GenerationTurn turn;
     bool pending = false;      ///< epoch: a turn has been ordered
     bool evicting = false;     ///< the closed generation has been bitten
+    bool unmissed = false;     ///< and a bite of pages that were in use did not come back
     unsigned fresh_turns = 0;  ///< this one and those to come that do not wait for long
     std::uint64_t in_use = 0;  ///< CacheList::evicted_in_use before the last bite
     std::uint64_t bite = 0;    ///< pages of that bite

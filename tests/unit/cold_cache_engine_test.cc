@@ -316,6 +316,20 @@ TEST_F(Engine, ABiteOfPagesThatNobodyMissesHoldsNothingUpForLong) {
   EXPECT_EQ(kernel_.pages(), 0U);
 }
 
+TEST_F(Engine, AfterOneSuchBiteThatNobodyMissedTheOthersDoNotWait) {
+  kernel_.evicted_in_use_ = 0;
+  ColdCache cache(kernel_, CacheMode::proactive);
+  kernel_.numbers_.anonymous = 200'000;
+  (void)cache.tick(balloon_, now_);
+  kernel_.read(100 * 256);
+  run(cache, milliseconds(500));
+  kernel_.numbers_.anonymous = 100'000;  // a program ends, which used all of it until now
+  kernel_.in_use_ = 1'000'000;
+  (void)cache.tick(balloon_, now_);
+  run(cache, 2 * ColdCache::kFreshPatience + milliseconds(600));
+  EXPECT_EQ(kernel_.pages(), 0U);
+}
+
 TEST_F(Engine, ProgramsThatComeAndGoDoNotKeepColdCacheForEver) {
   ColdCache cache(kernel_, CacheMode::proactive);
   kernel_.read(20 * 256);
