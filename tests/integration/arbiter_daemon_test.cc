@@ -200,6 +200,51 @@ TEST_F(HostLimitTest, IsAWallWithAndWithoutTheDaemonAndNothingIsLost) {
   EXPECT_TRUE(eventually([&] { return number("vm1", "ceiling_bytes") == Bytes(0); }));
 }
 
+// ------------------------------------------------------------------------------- paged-out memory
+
+class PagedNeedTest : public DaemonTest {
+ protected:
+  ~PagedNeedTest() override {
+    vmm.kill_and_wait();  // its keeper ends with it
+  }
+  Bytes need() {
+    const json::value arbiter = ctl({"arbiter", "--json"}).json();
+    const json::array& vms = arbiter.at("vms").as_array();
+    return vms.empty() ? Bytes(0) : Bytes(vms[0].at("need_bytes").to_number<std::uint64_t>());
+  }
+  Bytes footprint() { return Bytes(stats("vm1").at("footprint_bytes").to_number<std::uint64_t>()); }
+  /// The guest says that it uses all that it has filled.
+  void tell() {
+    guest.send(wire::Stats{{{wire::StatKey::resident_pages, 0},
+                            {wire::StatKey::mem_available_bytes, Bytes::mib(32).count()}}});
+  }
+  testing::StandIn vmm{{"--quiet", "--mib", "512"}};
+  ScriptedGuest guest{path("guest.sock")};
+};
+
+TEST_F(PagedNeedTest, WhatLiesPagedOutIsNeededWhenItIsAskedBack) {
+  std::filesystem::create_directories(path("store"));
+  start("[arbiter]\nmode = \"on\"\nlimit = \"320M\"\ninterval_ms = 200\nlock = \"" +
+        path("arbiter.lock") + "\"\n[paging]\npath = \"" + path("store") + "\"\n");
+  const Output done = ctl({"attach", "vm1", "--pid", std::to_string(vmm.pid()), "--channel",
+                           guest.socket(), "--refault", "uffd"});
+  ASSERT_EQ(done.status, 0) << done.error;
+  ASSERT_TRUE(guest.connect());
+  tell();
+  ASSERT_EQ(vmm.ask("fill 0 122880"), "ok");  // 480 MiB
+  EXPECT_TRUE(eventually(
+      [&] {
+        tell();
+        return need() > Bytes(0) && need() <= footprint() + Bytes::mib(16);
+      },
+      60s))
+      << ctl({"arbiter"}).text;
+  EXPECT_LE(footprint(), Bytes::mib(320));
+  EXPECT_EQ(vmm.ask("check 0 122880"), "0");
+  tell();
+  EXPECT_TRUE(eventually([&] { return need() >= Bytes::mib(420); })) << ctl({"arbiter"}).text;
+}
+
 TEST_F(ArbiterDaemonTest, ASecondArbiterOnTheHostIsRefusedByName) {
   start_with("on");
   std::ofstream(path("second.toml"))
