@@ -147,6 +147,7 @@ class FaultEngine::Reader {
   void take(std::uint32_t shard, const uffd_msg& message, Clock::time_point now);
   void answer_or_defer(const Fault& fault);
   void retry_deferred();
+  void note_latency(const Fault& fault);
   void sleep();
   [[nodiscard]] Answer answer(const Fault& fault);
   [[nodiscard]] Answer answer_missing(const WatchedRam::Region& region, const Fault& fault);
@@ -166,6 +167,7 @@ class FaultEngine::Reader {
   std::size_t deferred_count_ = 0;
   bool out_of_memory_ = false;
   bool held_ = false;
+  Clock::time_point woken_at_{};  // of the last answer, where its range was not full then
   // Ranges filled and woken since the messages at hand were read: their faults are answered.
   std::array<AddressRange, kBatch> answered_{};
   std::size_t answered_count_ = 0;
@@ -327,7 +329,7 @@ void FaultEngine::Reader::take(std::uint32_t shard, const uffd_msg& message,
 void FaultEngine::Reader::answer_or_defer(const Fault& fault) {
   const Answer result = answer(fault);
   if (result == Answer::done) {
-    latency_.add(Clock::now() - fault.read_at);
+    note_latency(fault);
     return;
   }
   out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
@@ -339,6 +341,11 @@ void FaultEngine::Reader::answer_or_defer(const Fault& fault) {
   deferred_[deferred_count_++] = fault;  // there is room: see read_all()
 }
 
+void FaultEngine::Reader::note_latency(const Fault& fault) {
+  const bool early = woken_at_ != Clock::time_point{};
+  latency_.add((early ? woken_at_ : Clock::now()) - fault.read_at);
+}
+
 void FaultEngine::Reader::retry_deferred() {
   out_of_memory_ = held_ = false;
   answered_count_ = 0;
@@ -346,7 +353,7 @@ void FaultEngine::Reader::retry_deferred() {
   for (std::size_t i = 0; i < deferred_count_; ++i) {
     const Answer result = answer(deferred_[i]);
     if (result == Answer::done) {
-      latency_.add(Clock::now() - deferred_[i].read_at);
+      note_latency(deferred_[i]);
     } else {
       out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
       held_ = held_ || result == Answer::held || result == Answer::lost;
@@ -357,6 +364,7 @@ void FaultEngine::Reader::retry_deferred() {
 }
 
 FaultEngine::Reader::Answer FaultEngine::Reader::answer(const Fault& fault) {
+  woken_at_ = {};
   WatchedRam& ram = engine_.ram_;
   const WatchedRam::Region* region = ram.find(fault.address);
   if (region == nullptr) {
@@ -452,6 +460,7 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam
   }
   const RangeFiller::Request request{&region, first, count, page, state, minor};
   const RangeFiller::Outcome outcome = filler_.fill(request);
+  woken_at_ = outcome.woken_at;
   switch (outcome.status) {
     case RangeFiller::Status::later:
       return Answer::later;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <vector>
 
 #include "uffd/watched_ram.h"
@@ -35,6 +36,8 @@ class RangeFiller {
     Status status = Status::filled;
     std::uint64_t first = 0;
     std::uint32_t count = 0;
+    /// When the waiter of the fault went on, where that was before the range was full.
+    std::chrono::steady_clock::time_point woken_at{};
   };
   struct Counters {
     std::atomic<std::uint64_t> pages{0}, content_pages{0}, already_present{0}, no_memory{0},
@@ -51,6 +54,7 @@ class RangeFiller {
 
  private:
   Outcome fill_range(const Request& request);
+  Outcome fill_in_pieces(const Request& request);
   Outcome fill_content(const Request& request);
   [[nodiscard]] UffdStatus fill_zeros(const Userfaultfd& uffd, AddressRange range, bool shared);
   [[nodiscard]] UffdStatus back(const Request& request, bool continue_after);
