@@ -148,7 +148,7 @@ class FaultEngine::Reader {
   void answer_or_defer(const Fault& fault);
   void retry_deferred();
   void note_latency(const Fault& fault);
-  void sleep();
+  void sleep(bool for_own);
   [[nodiscard]] Answer answer(const Fault& fault);
   [[nodiscard]] Answer answer_missing(const WatchedRam::Region& region, const Fault& fault);
   [[nodiscard]] Answer answer_write_protect(const WatchedRam::Region& region,
@@ -230,7 +230,7 @@ void FaultEngine::Reader::run() {
       }
     }
     const auto slept = Clock::now();
-    sleep();
+    sleep(crowded.at(slept));
     looked = active = Clock::now();
     // As with the kernel's halt polling: a wake-up soon after going to sleep says that a longer
     // spin would have caught it; a long sleep says that spinning was for nothing.
@@ -242,8 +242,15 @@ void FaultEngine::Reader::run() {
   }
 }
 
-void FaultEngine::Reader::sleep() {
+// `for_own`: until its own shards have something. A message that waits for another reader would
+// wake this one again and again, which is how readers keep awake together, and no use where CPUs
+// are scarce.
+void FaultEngine::Reader::sleep(bool for_own) {
   bump(counters_.sleeps);
+  for (std::uint32_t shard = 0; shard < engine_.ram_.shards().size(); ++shard) {
+    const bool looks = !for_own || std::count(shards_.begin(), shards_.end(), shard) > 0;
+    polled_[shard + 1].fd = looks ? engine_.ram_.shards()[shard].fd() : -1;  // poll(2) skips it
+  }
   if (::poll(polled_.data(), polled_.size(), -1) < 0 && errno != EINTR) {
     serving_.store(false, std::memory_order_relaxed);
   }

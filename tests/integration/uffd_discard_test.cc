@@ -272,6 +272,39 @@ TEST(EngineEvents, RemovedMemoryComesBackAsZeros) {
   EXPECT_EQ(engine.deflated_pages(), 1U);
 }
 
+// A window is filled in pieces while its first waiter goes on. Lost otherwise: pages between
+// pieces, the other direction, and what is left of a window behind a page that is there.
+TEST(EngineWindows, EveryPageComesBackOnceInEitherDirection) {
+  for (const MemoryKind kind : {MemoryKind::memfd, MemoryKind::anonymous}) {
+    for (const bool down : {false, true}) {
+      OwnMemory::Options options;
+      options.kind = kind;
+      options.size = Bytes::mib(8);
+      OwnMemory memory(options);
+      FaultEngine engine(memory.ram(), {});
+      GuardedDiscarder discarder(memory.ram());
+      memory.page(1300)[7] = std::byte{3};
+      ASSERT_EQ(discarder.discard(0, memory.all()).discarded, memory.pages() - 1);
+      std::uint64_t nonzero = 0;
+      for (std::uint64_t i = 0; i < memory.pages(); ++i) {
+        std::byte* page = memory.page(down ? memory.pages() - 1 - i : i);
+        nonzero += page[7] != std::byte{0} ? 1 : 0;
+        page[0] = std::byte{1};
+      }
+      EXPECT_EQ(nonzero, 1U);
+      for (int i = 0; i < 500 && engine.refaulted_pages() < memory.pages() - 1; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));  // counted after the wake-up
+      }
+      EXPECT_EQ(engine.refaulted_pages(), memory.pages() - 1);
+      EXPECT_EQ(memory.ram().frames(0).count(FrameState::absent), 0U);
+      EXPECT_EQ(engine.stats().foreign_faults, 0U);
+      for (std::uint64_t i = 0; i < memory.pages(); ++i) {
+        ASSERT_EQ(memory.page(i)[0], std::byte{1}) << "page " << i << " was filled twice";
+      }
+    }
+  }
+}
+
 TEST(GuardedDiscard, ClipsWhatLiesOutsideTheObject) {
   OwnMemory::Options options;
   options.size = Bytes::mib(2);
