@@ -160,8 +160,8 @@ void Demo::press(Summary& summary) {
     throw std::runtime_error("the process in the guest did not get its memory");
   }
   summary.fill_s = filled->at("fill_s").to_number<double>();
-  // What the balloon gave up by itself has not passed through reclaim. It counts as evicted, too, and
-  // is read within the time in which those are counted, so that it is never more.
+  // What the balloon gave up by itself has not passed through reclaim. It counts as evicted, too,
+  // and is read within the time in which those are counted, so that it is never more.
   const std::uint64_t yielded_since = agent_->number("yielded_pages") - yielded;
   summary.from_balloon = agent_->number("evicted_pages") - evicted;
   const std::uint64_t reclaimed = summary.from_balloon - yielded_since;

@@ -334,9 +334,7 @@ bool DaemonTest::has_event(std::string_view kind, std::string_view vm) {
   return last_event(kind, vm).has_value();
 }
 
-std::string DaemonTest::event(std::string_view kind) {
-  return last_event(kind, "").value_or("");
-}
+std::string DaemonTest::event(std::string_view kind) { return last_event(kind, "").value_or(""); }
 
 std::optional<std::string> DaemonTest::last_event(std::string_view kind, std::string_view vm) {
   std::optional<std::string> text;

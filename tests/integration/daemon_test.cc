@@ -817,7 +817,8 @@ TEST_F(Daemon, ConfiguredLimitsThatDoNotFitAreNamedWhenTheirVmComes) {
   };
   start(with("footprint = \"50%\"\nfloor = \"40M\"\n"));
   ASSERT_TRUE(eventually([&] { return has_event("attach-failed", "web"); }));
-  EXPECT_THAT(event("attach-failed"), AllOf(HasSubstr("40 MiB"), HasSubstr("32 MiB"), HasSubstr("floor")));
+  EXPECT_THAT(event("attach-failed"),
+              AllOf(HasSubstr("40 MiB"), HasSubstr("32 MiB"), HasSubstr("floor")));
   daemon_.end(SIGTERM);
   start(with("footprint = \"4096M\"\n"));
   ASSERT_TRUE(eventually([&] { return has_event("attach-failed", "web"); }));
