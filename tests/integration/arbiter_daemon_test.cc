@@ -237,7 +237,7 @@ TEST_F(PagedNeedTest, WhatLiesPagedOutIsNeededWhenItIsAskedBack) {
         tell();
         return need() > Bytes(0) && need() <= footprint() + Bytes::mib(16);
       },
-      60s))
+      90s))  // a fast deflation, where it is seen as one, is held for a while and then fades
       << ctl({"arbiter"}).text;
   EXPECT_LE(footprint(), Bytes::mib(320));
   EXPECT_EQ(vmm.ask("check 0 122880"), "0");

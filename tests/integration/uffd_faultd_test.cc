@@ -308,7 +308,9 @@ TEST_F(Faultd, SaysWhyItCannotAttach) {
 TEST_F(Faultd, GarbageOnItsSocketEndsThatConnectionOnly) {
   StandIn vmm;
   ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
-  Daemon daemon(vmm.pid(), options());
+  FaultdClient::Options patient = options();
+  patient.patience = std::chrono::seconds(10);  // a keeper that is only slow is not replaced
+  Daemon daemon(vmm.pid(), patient);
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strcpy(address.sun_path, socket().c_str());
