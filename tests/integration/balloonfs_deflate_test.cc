@@ -2,8 +2,6 @@
 // this machine's own kernel with a host that only answers.
 #include <gtest/gtest.h>
 
-#include <fstream>
-
 #include "tests/integration/balloonfs_mount.h"
 #include "tests/integration/fake_host.h"
 
@@ -29,7 +27,7 @@ class BalloonfsDeflate : public BalloonfsTest {
 // Lost otherwise: a guest that hears nothing of it pays for reports that nobody asked for.
 TEST_F(BalloonfsDeflate, SilentSaysNothing) {
   start("deflate=silent", Bytes::mib(32));
-  std::ofstream("/proc/sys/vm/drop_caches") << "1\n";
+  mount_.evict();
   ASSERT_TRUE(host_.wait_for([&] { return mount_.number("evicted_pages") > 16 * 256; }));
   host_.set_limits({Bytes(0), Bytes(0)});
   EXPECT_TRUE(host_.wait_for([&] { return mount_.number("resident_bytes") == 0; }));
@@ -40,7 +38,7 @@ TEST_F(BalloonfsDeflate, SilentSaysNothing) {
 // Lost otherwise: a host that plans with what its guests took back.
 TEST_F(BalloonfsDeflate, BatchedNamesWhatReclaimTookAndWhatTheTargetGaveBack) {
   start("deflate=batched,deflate_every=100", Bytes::mib(32));
-  std::ofstream("/proc/sys/vm/drop_caches") << "1\n";
+  mount_.evict();
   EXPECT_TRUE(host_.wait_for([&] { return host_.deflated_pages() > 16 * 256; }));
   host_.set_limits({Bytes(0), Bytes(0)});
   // Every page that was reported has left by now, and each is named once at most: a frame that had
@@ -57,7 +55,7 @@ TEST_F(BalloonfsDeflate, BatchedNamesWhatReclaimTookAndWhatTheTargetGaveBack) {
 TEST_F(BalloonfsDeflate, TellHostFirstKeepsEveryPageUntilTheHostHasBackedIt) {
   start("deflate=tell-host-first", Bytes::mib(64));
   EXPECT_EQ(mount_.number("locked_bytes"), 64 * kMib);
-  std::ofstream("/proc/sys/vm/drop_caches") << "1\n";
+  mount_.evict();
   EXPECT_EQ(mount_.number("resident_bytes"), 64 * kMib);
 
   // A host without memory: nothing leaves.

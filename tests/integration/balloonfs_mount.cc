@@ -5,6 +5,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,8 +16,12 @@
 #include <fstream>
 #include <iostream>
 #include <sstream>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
+
+#include "fileballoon/unique_fd.h"
+#include "guest-fs/balloon_file.h"
 
 namespace fileballoon::test {
 namespace {
@@ -134,6 +139,26 @@ int BalloonMount::stop() {
     pid_ = 0;
   }
   return status;
+}
+
+void BalloonMount::evict() const {
+  const pid_t inflater = child("balloonfs-infl");
+  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, inflater, 0)));
+  bool found = false;
+  for (const auto& entry :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(inflater) + "/fd")) {
+    // Its own handle: balloonfs lets nobody else open the file.
+    const int number = std::stoi(entry.path().filename());
+    const UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), number, 0)));
+    struct stat status {};
+    if (fd.valid() && ::fstat(fd.get(), &status) == 0 && S_ISREG(status.st_mode) &&
+        static_cast<std::uint64_t>(status.st_size) == guest::kBalloonFileSize) {
+      found = ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED) == 0 || found;
+    }
+  }
+  if (!found) {
+    throw std::runtime_error("the inflater has no balloon file open");
+  }
 }
 
 int BalloonMount::wait_end(int seconds) {

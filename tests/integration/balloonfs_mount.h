@@ -54,6 +54,9 @@ class BalloonMount {
   /// The process of that name ("balloonfs-infl") below the agent; 0 if there is none.
   [[nodiscard]] pid_t child(const std::string& name) const;
   [[nodiscard]] bool is_mounted() const;
+  /// Drops the balloon pages that nobody holds or has locked from the page cache, as reclaim would
+  /// (POSIX_FADV_DONTNEED on the file that the inflater has open). Throws where there is none.
+  void evict() const;
   /// Waits for the end of the agent's first process; its exit status, -1 on timeout.
   int wait_end(int seconds);
 

@@ -1,6 +1,7 @@
 // How an agent is started in a guest, and with what it may not start: users, privileges, fstab, a
 // vsock channel, and memory that is plugged in while it runs.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "tests/vm/fixture.h"
@@ -8,6 +9,8 @@
 namespace fileballoon {
 namespace {
 
+using testing::AllOf;
+using testing::HasSubstr;
 using vmkit::Agent;
 
 // capabilities(7), linux/capability.h
@@ -36,6 +39,10 @@ TEST_F(AgentSetup, MissingPrivilegesAreNamedAndFstabWorks) {
   EXPECT_NE(refusal({{"uid", 1000}}).find("must run as root"), std::string::npos);
   EXPECT_NE(refusal({{"without_capabilities", {kSysAdmin}}}).find("shows no frame numbers"),
             std::string::npos);
+  // A kernel without FUSE, or one whose module is not loaded, has no such device.
+  guest().shell("mv /dev/fuse /dev/fuse.away");
+  EXPECT_THAT(refusal({}), AllOf(HasSubstr("no FUSE"), HasSubstr("modprobe fuse")));
+  guest().shell("mv /dev/fuse.away /dev/fuse");
 
   // A limit of lockable memory: the floor is as large as that, the rest stays evictable.
   Agent agent(vm());
