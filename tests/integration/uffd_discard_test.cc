@@ -22,6 +22,15 @@ namespace {
 using testing::MemoryKind;
 using testing::OwnMemory;
 
+// Asks for five seconds: the engine's thread does some things, counting among them, after a
+// wake-up.
+template <class Condition>
+void wait_until(Condition&& condition) {
+  for (int i = 0; i < 500 && !condition(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
 struct StressResult {
   std::uint64_t discarded = 0;
   std::uint64_t freed = 0;
@@ -218,9 +227,7 @@ TEST(EngineEvents, UnmappedOrMovedMemoryIsDiscardedNoMore) {
     } else {
       ASSERT_EQ(::munmap(memory.page(1024), Bytes::mib(4).count()), 0);
     }
-    for (int i = 0; i < 500 && !memory.ram().lost(0); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
+    wait_until([&] { return memory.ram().lost(0); });
     EXPECT_TRUE(memory.ram().lost(0));
     EXPECT_EQ(discarder.discard(0, memory.range(16, 16)).failed, 16U);
     EXPECT_EQ(discarder.refused_pieces(), 1U);
@@ -266,9 +273,7 @@ TEST(EngineEvents, RemovedMemoryComesBackAsZeros) {
   ASSERT_EQ(::madvise(memory.page(8), 4 * kPageSize, MADV_REMOVE), 0);
   EXPECT_EQ(memory.page(9)[0], std::byte{0});
   EXPECT_EQ(engine.stats().remove_events, 1U);
-  for (int i = 0; i < 500 && engine.deflated_pages() == 0; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));  // counted after the wake-up
-  }
+  wait_until([&] { return engine.deflated_pages() > 0; });
   EXPECT_EQ(engine.deflated_pages(), 1U);
 }
 
@@ -292,9 +297,7 @@ TEST(EngineWindows, EveryPageComesBackOnceInEitherDirection) {
         page[0] = std::byte{1};
       }
       EXPECT_EQ(nonzero, 1U);
-      for (int i = 0; i < 500 && engine.refaulted_pages() < memory.pages() - 1; ++i) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));  // counted after the wake-up
-      }
+      wait_until([&] { return engine.refaulted_pages() >= memory.pages() - 1; });
       EXPECT_EQ(engine.refaulted_pages(), memory.pages() - 1);
       EXPECT_EQ(memory.ram().frames(0).count(FrameState::absent), 0U);
       EXPECT_EQ(engine.stats().foreign_faults, 0U);

@@ -39,6 +39,9 @@ class ColdPages {
     std::uint32_t object = 0;
     std::uint64_t first = 0;  // page
     std::uint64_t end = 0;
+    [[nodiscard]] HostRange range() const {
+      return {HostOffset(first * kPageSize), Bytes::pages(end - first)};
+    }
   };
   /// For who looks at memory piece by piece, as the hand of a clock: the number of the next one, in
   /// an order that comes to each once before it begins anew, whatever rounds do meanwhile.

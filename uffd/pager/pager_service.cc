@@ -372,9 +372,7 @@ PagerService::State PagerService::turn_clock(std::uint64_t wanted, Pace pace) {
     }
     const ClockHands::Looked looked = hands_.take(now);
     const ColdPages::Piece& piece = cold_.at(looked.piece);
-    const HostRange range{HostOffset(piece.first * kPageSize),
-                          Bytes::pages(piece.end - piece.first)};
-    if (const int error = tracker_.look_again_at(piece.object, range).error; error != 0) {
+    if (const int error = tracker_.look_again_at(piece.object, piece.range()).error; error != 0) {
       return blind(error);
     }
     cold_.collect(piece, 1, batch_);
@@ -411,8 +409,7 @@ int PagerService::look_at_next() {
   const auto used_before = processor_time();
   const std::uint64_t number = cold_.turn();
   const ColdPages::Piece& piece = cold_.at(number);
-  const HostRange range{HostOffset(piece.first * kPageSize), Bytes::pages(piece.end - piece.first)};
-  const AccessTracker::Look look = tracker_.look_at(piece.object, range);
+  const AccessTracker::Look look = tracker_.look_at(piece.object, piece.range());
   looked_pages_.fetch_add(look.accessed, std::memory_order_relaxed);
   const auto now = Clock::now();
   hands_.looked(number, now);
