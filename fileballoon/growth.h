@@ -6,7 +6,8 @@
 // to lose pages (growing into pressure would evict the balloon itself, the "busy no-op" that made
 // Linux take back a shrinker-based virtio-balloon); nothing while tasks wait for memory (PSI),
 // which they do before anything is seen to be evicted; nothing that would take free memory below
-// the reserve, so growth by itself never wakes reclaim.
+// the reserve, so growth by itself never wakes reclaim; and slowly, beside work, what lay free when
+// the target rose.
 #pragma once
 
 #include <chrono>
@@ -39,8 +40,9 @@ enum class GrowthReason {
   host_rejects = 7,      ///< the host did not discard most of the last batch
   failed = 8,            ///< a batch could not be filled, pinned or locked
   host_cannot_back = 9,  ///< tell-host-first, and the host does not know how
+  beside_work = 10,      ///< growing at the pace that it has beside work
 };
-inline constexpr GrowthReason kLastGrowthReason = GrowthReason::host_cannot_back;
+inline constexpr GrowthReason kLastGrowthReason = GrowthReason::beside_work;
 
 struct GrowthDecision {
   GrowthReason reason = GrowthReason::at_target;
@@ -71,6 +73,14 @@ class Growth {
   static constexpr double kPressureShare = 0.10;
   /// Growth begins again this long after the last window of pressure.
   static constexpr std::chrono::seconds kPressurePause{1};
+  /// Beside work, of memory that lay free when the target rose, in a second (32 MiB), evenly: at
+  /// most one batch comes at once.
+  static constexpr std::uint64_t kPagesBesideWork = 8192;
+  /// Something besides the agent works that uses half a CPU; it counts for a second.
+  static constexpr double kWorkingCpus = 0.5;
+  static constexpr std::chrono::seconds kStillWorks{1};
+  /// Over this much time CPU use is looked at: the kernel counts it in ticks of up to 10 ms.
+  static constexpr std::chrono::milliseconds kCpuWindow{250};
   /// A change this small is not worth a wake-up of the pipeline.
   static constexpr std::uint64_t kMinPages = 16;
 
@@ -84,11 +94,28 @@ class Growth {
   void note_work(Clock::time_point now) { works_until_ = now + kWorking; }
   [[nodiscard]] bool sees_work(Clock::time_point now) const { return now < works_until_; }
 
+  /// The decision to grow was followed.
+  void note_taken(std::uint64_t pages);
+
+  /// CPU time that all but the agent has used up to `now`, seconds since whenever.
+  void note_others_cpu(double seconds, Clock::time_point now);
+
   /// The "some" total of /proc/pressure/memory at `now`; nothing where the kernel has no PSI.
   void note_stalls(std::optional<std::chrono::microseconds> total, Clock::time_point now);
 
  private:
+  void follow_target(Bytes target, std::uint64_t missing, std::uint64_t spare);
+  /// Not before this time where growth is to be slow, and all of `pages` have not been earned.
+  [[nodiscard]] std::chrono::nanoseconds hold_back(std::uint64_t pages, Clock::time_point now);
+
   std::uint64_t batch_pages_;
+  Bytes last_target_;
+  std::uint64_t lay_free_ = 0;  // of what is missing: was there to be taken when the target rose
+  double earned_pages_ = 0;
+  Clock::time_point earned_at_{};
+  std::optional<double> others_cpu_s_;
+  Clock::time_point others_cpu_at_{};
+  Clock::time_point others_work_until_{};
   std::optional<std::chrono::microseconds> stalls_;
   Clock::time_point stalls_at_{};
   Clock::time_point pressed_until_{};

@@ -215,7 +215,8 @@ bool Inflater::step(Clock::time_point now) {
     exchange_reserve(now);
     more |= tell();
   }
-  const bool growing = decision_.reason == GrowthReason::growing;
+  const bool growing =
+      decision_.reason == GrowthReason::growing || decision_.reason == GrowthReason::beside_work;
   if (!growing && pipeline_.in_flight_pages() == 0) {
     place(now);
   }
@@ -328,6 +329,7 @@ void Inflater::read_pressure(Clock::time_point now) {
   if (now >= next_pressure_) {
     next_pressure_ = now + Growth::kPressureWindow;
     growth_.note_stalls(parse_cache_numbers("", read_file("/proc/pressure/memory")).stalled, now);
+    growth_.note_others_cpu(busy_seconds() - own_cpu_seconds(), now);
   }
 }
 
@@ -427,6 +429,7 @@ bool Inflater::grow(const Limits& limits, Clock::time_point now) {
       return false;
     }
     exchange_.note_growth(decision_.pages);
+    growth_.note_taken(decision_.pages);
     growth_.note_work(now);  // memory that becomes free seldom comes alone
     const std::uint64_t for_floor = missing_floor(limits);
     if (for_floor > 0) {

@@ -96,6 +96,8 @@ class Inflater final : private HostLink::Handler {
   void become_evictable(Extent extent, std::span<const GuestFrame> frames);
   void stop_growing(GrowthReason why, std::chrono::nanoseconds time);
   void read_pressure(Clock::time_point now);
+  /// CPU time of the agent's processes, seconds.
+  [[nodiscard]] double own_cpu_seconds() const;
   /// Balloon pages go before the guest's reclaim has to take them.
   void give_way(Clock::time_point now);
   void free_what_cpus_keep(Clock::time_point now);

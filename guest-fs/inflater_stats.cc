@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <utility>
 
 #include "guest-fs/guest_memory.h"
@@ -22,15 +21,21 @@ constexpr double kBusySeconds = 0.1;
 
 }  // namespace
 
+double Inflater::own_cpu_seconds() const {
+  double sum = 0;
+  for (const pid_t pid : {::getpid(), pipeline_.read_ahead().pid(), ::getppid()}) {
+    sum += process_cpu_seconds(pid);
+  }
+  return sum;
+}
+
 void Inflater::feed_cache(Clock::time_point now) {
   if (now >= next_activity_) {
     next_activity_ = now + kTick;
     // A guest that computes over what it has cached shows neither faults nor reads.
-    double up = 0;
-    double idle = 0;
-    (void)std::sscanf(read_file("/proc/uptime").c_str(), "%lf %lf", &up, &idle);
-    const double cpus = static_cast<double>(::sysconf(_SC_NPROCESSORS_ONLN));
-    const double busy = (cpus * up - idle) - std::exchange(busy_s_, cpus * up - idle);
+    const double all = busy_seconds();
+    const double busy = all - std::exchange(busy_s_, all);
+    growth_.note_others_cpu(all - own_cpu_seconds(), now);
     busy_activity_ += busy > kBusySeconds ? ColdCacheThread::kActive : 0;
     const std::string vmstat = read_file("/proc/vmstat");
     const std::uint64_t activity = parse_cache_numbers(vmstat, "").activity + busy_activity_;

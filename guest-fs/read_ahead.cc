@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +21,10 @@ namespace fileballoon::guest {
 namespace {
 
 constexpr int kAnyCpu = -1;
+/// Filling is most of what growth costs the guest, and somebody else's work is always more urgent.
+/// A tenth of a CPU that is busy otherwise is left to it, as in a guest that is never idle it must
+/// not stop.
+constexpr int kNice = 10;
 
 struct Order {
   Extent extent;
@@ -97,6 +102,7 @@ ReadAhead::~ReadAhead() {
 
 void ReadAhead::serve(const BalloonFile& file, UniqueFd work, UniqueFd done) {
   ::prctl(PR_SET_NAME, "balloonfs-read");
+  ::setpriority(PRIO_PROCESS, 0, kNice);
   lock_memory(/*future=*/false);
   // It has nothing to say, and must not hold open what its parents wrote to.
   const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));

@@ -38,6 +38,7 @@ class ReadAhead {
   [[nodiscard]] std::size_t wait();
   /// Readable when the process died.
   [[nodiscard]] int pidfd() const { return pidfd_.get(); }
+  [[nodiscard]] pid_t pid() const { return pid_; }
 
  private:
   [[noreturn]] static void serve(const BalloonFile& file, UniqueFd work, UniqueFd done);

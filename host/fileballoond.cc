@@ -13,10 +13,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <thread>
 
 #include "host/control_server.h"
 #include "host/service_notify.h"
+#include "uffd/niceness.h"
 
 namespace fileballoon::host {
 namespace {
@@ -89,7 +91,13 @@ int serve(const Config& config) {
   // Destroyed last to first: what is in flight refers to what stands above it.
   EventLog events;
   const unsigned processors = std::max(1U, std::thread::hardware_concurrency());
-  Vm::Workers workers(std::min(4U, processors));
+  // Threads are as nice as the one that starts them, and who is nice cannot always go back.
+  std::optional<Vm::Workers> worker_pool;
+  std::thread([&] {
+    set_thread_niceness(kDiscardNiceness);
+    worker_pool.emplace(std::min(4U, processors));
+  }).join();
+  Vm::Workers& workers = *worker_pool;
   asio::thread_pool attachers(2);
   asio::thread_pool pagers(2);
   asio::io_context control(1);

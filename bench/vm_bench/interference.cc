@@ -27,8 +27,10 @@ using Clock = std::chrono::steady_clock;
 constexpr int kDisturbed = 6;
 constexpr double kSliceSeconds = 4;
 /// Before an undisturbed slice: what the host and the guest still have to do after a movement must
-/// not count as undisturbed.
-constexpr auto kCalm = std::chrono::seconds(3);
+/// not count as undisturbed. The loop runs, so that its slice does not begin with cold caches.
+constexpr double kCalmSeconds = 3;
+/// The balloon goes up by this and down again: some times in a slice.
+constexpr Bytes kRise = Bytes::mib(48);
 constexpr Bytes kLoopSize = Bytes::mib(100);
 constexpr auto kPoll = std::chrono::milliseconds(50);
 /// Steady state: time to get there, and time watched.
@@ -45,15 +47,49 @@ double median(std::vector<double> values) {
 struct Slice {
   double rate = 0;
   double p99_us = 0;
+  double guest_wait = 0;  ///< share of the time in which the loop waited for a CPU of the guest
+  double host_wait = 0;   ///< how many threads of QEMU waited for a CPU of the host, on average
 };
 
 struct Slices {
   std::vector<double> rates;
   std::vector<double> p99_us;
+  std::vector<double> guest_waits;
+  std::vector<double> host_waits;
   void add(const Slice& slice) {
     rates.push_back(slice.rate);
     p99_us.push_back(slice.p99_us);
+    guest_waits.push_back(slice.guest_wait);
+    host_waits.push_back(slice.host_wait);
   }
+};
+
+/// Makes each CPU of the guest leave its address space and come back, a hundred times a second.
+///
+/// Under TCG a loop alone on its CPU is no fair base to compare with: emulation sizes the TLB that
+/// it keeps in software when the guest flushes it (tlb_mmu_resize_locked() in QEMU's
+/// accel/tcg/cputlb.c), and a loop that nobody interrupts never does. Its TLB stays as it was when
+/// it began, mostly too small, and each of its accesses walks page tables. Whatever else runs on
+/// that CPU, a balloon for one, makes it flush, and the loop several times as fast. So something
+/// else runs all the time; the variant "switches" shows what that alone does.
+class Switchers {
+ public:
+  explicit Switchers(vmkit::Vm& vm) : vm_(vm) {}
+  void start() {
+    for (unsigned cpu = 0; cpu < vm_.options().cpus; ++cpu) {
+      vm_.guest().call("switch", {{"name", name(cpu)}, {"cpu", cpu}, {"every_us", kEveryUs}});
+    }
+  }
+  void stop() {
+    for (unsigned cpu = 0; cpu < vm_.options().cpus; ++cpu) {
+      vm_.guest().call("drop", {{"name", name(cpu)}});
+    }
+  }
+
+ private:
+  static constexpr int kEveryUs = 10000;
+  static std::string name(unsigned cpu) { return "switch-" + std::to_string(cpu); }
+  vmkit::Vm& vm_;
 };
 
 class Interference final : public Scenario {
@@ -63,15 +99,27 @@ class Interference final : public Scenario {
     return "a loop over memory or a cached file, while the balloon moves and while not";
   }
   std::vector<std::string> columns() const override {
-    return {"mode",          "memory",          "throughput_ratio", "lowest_ratio",
-            "p99_ratio",     "quiet_ops_per_s", "moving_ops_per_s", "quiet_p99_us",
-            "moving_p99_us", "rises",           "moved_mib_per_s",  "evicted_per_inflated",
+    return {"mode",
+            "memory",
+            "throughput_ratio",
+            "lowest_ratio",
+            "p99_ratio",
+            "quiet_ops_per_s",
+            "moving_ops_per_s",
+            "quiet_p99_us",
+            "moving_p99_us",
+            "moving_guest_wait",
+            "moving_host_wait",
+            "rises",
+            "moved_mib_per_s",
+            "evicted_per_inflated",
             "oom_kills"};
   }
   std::vector<std::string> modes() const override {
     return {"none", "fileballoon", "fileballoon-uffd", "virtio-balloon"};
   }
   std::vector<std::string> variants(const std::string& mode) const override {
+    if (mode == "none") return {"anonymous", "file", "switches"};
     if (mode.starts_with("fileballoon")) return {"anonymous", "file", "steady"};
     return {"anonymous", "file"};
   }
@@ -89,8 +137,10 @@ void start_loop(vmkit::Vm& vm, const std::string& name, bool file) {
       "loop", {{"name", name}, {"path", file ? "/mnt/disk/hot" : ""}, {"size", kLoopSize.count()}});
 }
 
-Slice run_slice(vmkit::Vm& vm, Mode& mode, Mover* mover) {
-  const auto ticket = vm.guest().start("loop-for", {{"name", "work"}, {"seconds", kSliceSeconds}});
+Slice run_slice(vmkit::Vm& vm, Mode& mode, Mover* mover, double length = kSliceSeconds) {
+  const double waited_before = waited_for_cpu_seconds(vm.pid());
+  const auto begin = Clock::now();
+  const auto ticket = vm.guest().start("loop-for", {{"name", "work"}, {"seconds", length}});
   std::optional<vmkit::GuestClient::Object> answer;
   while (!(answer = vm.guest().take(ticket))) {
     // The mechanism is asked in both kinds of slice, so that asking is no difference.
@@ -101,25 +151,35 @@ Slice run_slice(vmkit::Vm& vm, Mode& mode, Mover* mover) {
     }
     std::this_thread::sleep_for(kPoll);
   }
-  return {answer->at("operations").to_number<double>() / answer->at("seconds").to_number<double>(),
-          answer->at("p99_us").to_number<double>()};
+  const double passed = std::chrono::duration<double>(Clock::now() - begin).count();
+  const double seconds = answer->at("seconds").to_number<double>();
+  return {answer->at("operations").to_number<double>() / seconds,
+          answer->at("p99_us").to_number<double>(),
+          answer->at("waited_s").to_number<double>() / seconds,
+          (waited_for_cpu_seconds(vm.pid()) - waited_before) / passed};
 }
 
 Row Interference::moving(const Stage& stage, const std::string& variant, const Settings& settings) {
   vmkit::Vm& vm = *stage.vm;
+  const bool only_switches = variant == "switches";
   start_loop(vm, "work", variant == "file");
-  Mover mover(*stage.mode, settings.balloon);
+  Switchers switchers(vm);
+  if (!only_switches) switchers.start();
+  Mover mover(*stage.mode, std::min(settings.balloon, kRise));
   Slices quiet;
   Slices moved;
+  (void)run_slice(vm, *stage.mode, nullptr, kCalmSeconds);
   quiet.add(run_slice(vm, *stage.mode, nullptr));
   double moving_s = 0;
   for (int i = 0; i < kDisturbed; ++i) {
     const auto begin = Clock::now();
+    if (only_switches) switchers.start();
     mover.begin();
     moved.add(run_slice(vm, *stage.mode, &mover));
     moving_s += std::chrono::duration<double>(Clock::now() - begin).count();
     mover.end();
-    std::this_thread::sleep_for(kCalm);
+    if (only_switches) switchers.stop();
+    (void)run_slice(vm, *stage.mode, nullptr, kCalmSeconds);
     quiet.add(run_slice(vm, *stage.mode, nullptr));
   }
   const auto ratios = [](const std::vector<double>& between, const std::vector<double>& around) {
@@ -135,9 +195,15 @@ Row Interference::moving(const Stage& stage, const std::string& variant, const S
   row["lowest_ratio"] = *std::min_element(rates.begin(), rates.end());
   row["p99_ratio"] = median(ratios(moved.p99_us, quiet.p99_us));
   row["quiet_ops_per_s"] = median(quiet.rates);
+  row["quiet_least_ops_per_s"] = *std::min_element(quiet.rates.begin(), quiet.rates.end());
+  row["quiet_most_ops_per_s"] = *std::max_element(quiet.rates.begin(), quiet.rates.end());
   row["moving_ops_per_s"] = median(moved.rates);
   row["quiet_p99_us"] = median(quiet.p99_us);
   row["moving_p99_us"] = median(moved.p99_us);
+  row["quiet_guest_wait"] = median(quiet.guest_waits);
+  row["moving_guest_wait"] = median(moved.guest_waits);
+  row["quiet_host_wait"] = median(quiet.host_waits);
+  row["moving_host_wait"] = median(moved.host_waits);
   row["rises"] = mover.rises();
   row["moved_mib_per_s"] = mover.moved().as_mib() / moving_s;
   row["evicted_per_inflated"] = nullptr;

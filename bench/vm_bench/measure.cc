@@ -1,6 +1,11 @@
 #include "bench/vm_bench/measure.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
 
 namespace fileballoon::bench {
 
@@ -22,6 +27,19 @@ void touch_free_memory(vmkit::Vm& vm) {
   // The guest's own reserves grow with its size, and no OOM kill is wanted here.
   const Bytes left = std::max(Bytes::mib(64), Bytes(vm.options().memory.count() / 16));
   vm.guest().touch_and_free((free - left).page_floor());
+}
+
+double waited_for_cpu_seconds(pid_t pid) {
+  double sum_ns = 0;
+  std::error_code gone;
+  for (const auto& thread :
+       std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid), gone)) {
+    std::ifstream numbers(thread.path() / "schedstat");  // ns on a CPU, ns waited, time slices
+    double ran_ns = 0;
+    double waited_ns = 0;
+    if (numbers >> ran_ns >> waited_ns) sum_ns += waited_ns;
+  }
+  return sum_ns / 1e9;
 }
 
 CpuMeter::CpuMeter(vmkit::Vm& vm, const Mode& mode) : vm_(vm), mode_(mode), start_(absolute()) {}

@@ -2,6 +2,8 @@
 // host over a span.
 #pragma once
 
+#include <sys/types.h>
+
 #include <memory>
 #include <string>
 
@@ -23,6 +25,10 @@ struct Stage {
 /// nothing is reclaimed) and
 /// frees it, so that the host has memory behind nearly every frame.
 void touch_free_memory(vmkit::Vm& vm);
+
+/// For how long threads of that process were ready to run and had no CPU of the host, all together,
+/// seconds since they began; 0 where the kernel does not count it.
+[[nodiscard]] double waited_for_cpu_seconds(pid_t pid);
 
 /// CPU time since the construction.
 class CpuMeter {

@@ -35,6 +35,83 @@ TEST(Growth, NeverPassesTheTarget) {
   EXPECT_EQ(growth.decide(roomy(10000), kLimits, kStart).pages, 0U);
 }
 
+// One in a guest that has been working at something else for a while.
+Growth beside_work() {
+  Growth growth(kBatch);
+  growth.note_others_cpu(10.0, kStart - seconds(1));
+  growth.note_others_cpu(11.0, kStart);
+  return growth;
+}
+
+// Takes a batch, which is there at any time, and says what comes after it.
+GrowthReason reason_after_a_batch(Growth& growth, const GuestSample& sample,
+                                  Growth::Clock::time_point now) {
+  EXPECT_EQ(growth.decide(sample, kLimits, now).reason, GrowthReason::growing);
+  growth.note_taken(kBatch);
+  return growth.decide(sample, kLimits, now).reason;
+}
+
+// Follows the growth until `end` or until nothing is left to take; the pages it took.
+std::uint64_t grow_until(Growth& growth, std::uint64_t resident, Growth::Clock::time_point now,
+                         Growth::Clock::time_point end, double work = 1.0) {
+  std::uint64_t taken = 0;
+  double used = 100;
+  growth.note_others_cpu(used, now);
+  while (now < end) {
+    const GrowthDecision d = growth.decide(roomy(resident + taken), kLimits, now);
+    if (d.reason == GrowthReason::at_target) break;
+    if (d.reason == GrowthReason::growing) {
+      growth.note_taken(d.pages);
+      taken += d.pages;
+    }
+    const auto step = d.reason == GrowthReason::growing ? milliseconds(1) : d.wait;
+    now += std::chrono::duration_cast<Growth::Clock::duration>(step);
+    used += work * std::chrono::duration<double>(step).count();
+    growth.note_others_cpu(used, now);
+  }
+  return taken;
+}
+
+TEST(Growth, TakesWhatLayFreeSlowlyBesideWork) {
+  Growth growth = beside_work();
+  const std::uint64_t taken = grow_until(growth, 0, kStart, kStart + milliseconds(500));
+  EXPECT_LE(taken, Growth::kPagesBesideWork / 2 + kBatch);
+  EXPECT_GE(taken, Growth::kPagesBesideWork / 2 - 2 * kBatch);
+}
+
+TEST(Growth, TakesWhatLayFreeAtOnceInAnIdleGuest) {
+  Growth growth(kBatch);
+  EXPECT_EQ(grow_until(growth, 0, kStart, kStart + milliseconds(60), 0.1), 10000U);
+}
+
+TEST(Growth, IsFastAgainASecondAfterTheWorkHasEnded) {
+  Growth growth = beside_work();
+  EXPECT_EQ(reason_after_a_batch(growth, roomy(), kStart + milliseconds(999)),
+            GrowthReason::beside_work);
+  EXPECT_EQ(growth.decide(roomy(), kLimits, kStart + seconds(1)).reason, GrowthReason::growing);
+}
+
+TEST(Growth, TakesAtOnceBesideWorkWhatAProgramHasGivenUp) {
+  Growth growth = beside_work();
+  GuestSample full = roomy(2000);
+  full.free = full.reserve;  // a program has the rest
+  EXPECT_EQ(growth.decide(full, kLimits, kStart).reason, GrowthReason::below_reserve);
+  EXPECT_EQ(reason_after_a_batch(growth, roomy(2000), kStart), GrowthReason::growing);
+}
+
+TEST(Growth, TakesAtOnceBesideWorkWhatReclaimHadTaken) {
+  Growth growth = beside_work();
+  EXPECT_EQ(growth.decide(roomy(10000), kLimits, kStart).reason, GrowthReason::at_target);
+  EXPECT_EQ(reason_after_a_batch(growth, roomy(5000), kStart), GrowthReason::growing);
+}
+
+TEST(Growth, ATargetThatFallsAndRisesIsARise) {
+  Growth growth = beside_work();
+  EXPECT_EQ(growth.decide(roomy(10000), kLimits, kStart).reason, GrowthReason::at_target);
+  EXPECT_EQ(growth.decide(roomy(10000), Limits{}, kStart).reason, GrowthReason::above_target);
+  EXPECT_EQ(reason_after_a_batch(growth, roomy(0), kStart), GrowthReason::beside_work);
+}
+
 TEST(Growth, DeflatesByWhatIsAbove) {
   Growth growth(kBatch);
   const GrowthDecision d = growth.decide(roomy(10700), kLimits, kStart);

@@ -10,6 +10,7 @@
 #include <exception>
 
 #include "uffd/faultd/packet_socket.h"
+#include "uffd/niceness.h"
 
 namespace fileballoon::faultd {
 namespace {
@@ -111,6 +112,8 @@ Result<void> Keeper::listen(const std::string& path) {
 std::string Keeper::serve(int stop_fd) {
   std::string reason;
   std::string trouble;
+  // From here on this thread discards; those that answer faults run already.
+  set_thread_niceness(kDiscardNiceness);
   while (reason.empty()) {
     try {
       reason = step(stop_fd);

@@ -2,13 +2,14 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <ctime>
 #include <new>
+
+#include "uffd/niceness.h"
 
 namespace fileballoon {
 namespace {
@@ -45,11 +46,6 @@ constexpr Bytes kGrowth = Bytes::mib(1);
 constexpr std::chrono::milliseconds kGrows{400};
 // Attempts without a page gone before the ceiling is opened as if the store were full.
 constexpr unsigned kMostFruitless = 50;
-
-// Of the calling thread. Going back down needs CAP_SYS_NICE, without which it stays nice.
-void set_niceness(int nice) {
-  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), nice);
-}
 
 std::chrono::nanoseconds processor_time() {
   timespec used{};
@@ -203,7 +199,7 @@ bool PagerService::faults_wait() const {
 
 void PagerService::run() {
   ::pthread_setname_np(::pthread_self(), "fb-pager");
-  set_niceness(kNice);
+  set_thread_niceness(kNice);
   std::unique_lock lock(mutex_);
   while (!quit_) {
     try {
@@ -324,9 +320,9 @@ void PagerService::show(State state) {
 PagerService::State PagerService::make_room(std::uint64_t wanted, Pace pace) {
   const PagerStats before = pager_.stats();
   const bool is_any = Clock::now() < take_any_until_;
-  set_niceness(pace == Pace::hurry ? kNiceInAHurry : kNice);
+  set_thread_niceness(pace == Pace::hurry ? kNiceInAHurry : kNice);
   const State state = is_any ? take_any(wanted) : turn_clock(wanted, pace);
-  set_niceness(kNice);
+  set_thread_niceness(kNice);
   const PagerStats after = pager_.stats();
   const bool made_room = after.paged_out > before.paged_out || after.zero_pages > before.zero_pages;
   const bool failed = !made_room && (is_any || after.rejected > before.rejected ||

@@ -1,15 +1,19 @@
 #include "tests/vm/guest/loops.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <fstream>
 #include <functional>
 #include <random>
+#include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "tests/vm/guest/pattern.h"
@@ -28,6 +32,15 @@ double microseconds(Clock::duration span) {
   return std::chrono::duration<double, std::micro>(span).count();
 }
 
+/// Time that this thread has waited for a CPU of the guest while it was ready, seconds.
+double waited_seconds() {
+  std::ifstream numbers("/proc/thread-self/schedstat");  // ns on a CPU, ns waited, time slices
+  double ran_ns = 0;
+  double waited_ns = 0;
+  numbers >> ran_ns >> waited_ns;
+  return waited_ns / 1e9;
+}
+
 void run_loops(TaskPort& port, const std::function<void(std::uint64_t)>& operation) {
   std::vector<float> latencies(kMostOperations, 0.0F);
   std::minstd_rand random(1);
@@ -37,16 +50,19 @@ void run_loops(TaskPort& port, const std::function<void(std::uint64_t)>& operati
     const auto start = Clock::now();
     auto now = start;
     std::size_t count = 0;
+    const double waited_before = waited_seconds();
     while (now - start < length && count < kMostOperations) {
       operation(random());
       const auto end = Clock::now();
       latencies[count++] = static_cast<float>(microseconds(end - now));
       now = end;
     }
+    const double waited = waited_seconds() - waited_before;
     const auto last = latencies.begin() + static_cast<std::ptrdiff_t>(count);
     std::sort(latencies.begin(), last);
     port.reply({{"operations", count},
                 {"seconds", microseconds(now - start) / 1e6},
+                {"waited_s", waited},
                 {"p50_us", latencies.at(count / 2)},
                 {"p99_us", latencies.at(count * 99 / 100)}});
   }
@@ -81,6 +97,17 @@ void loop_over_file(TaskPort& port, const std::string& path, std::uint64_t size)
   for (std::uint64_t place = 0; place < places; ++place) read_at(place);
   run_loops(port, read_at);
   close(fd);
+}
+
+void switch_address_spaces(TaskPort& port, unsigned cpu, std::chrono::microseconds every) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  if (sched_setaffinity(0, sizeof one, &one) != 0) {
+    throw std::system_error(errno, std::generic_category(), "CPU " + std::to_string(cpu));
+  }
+  port.reply({});
+  while (true) std::this_thread::sleep_for(every);
 }
 
 }  // namespace fileballoon::guest

@@ -14,6 +14,7 @@
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <cerrno>
+#include <chrono>
 #include <system_error>
 #include <vector>
 
@@ -238,6 +239,10 @@ bool Server::handle_task(std::int64_t id, const std::string& verb, const Object&
     if (job->second.request >= 0) throw std::runtime_error(name + " is busy");
     job->second.request = id;
     job->second.task->order({{"seconds", request.at("seconds")}});
+  } else if (verb == "switch") {
+    const auto cpu = static_cast<unsigned>(number_of(request, "cpu"));
+    const std::chrono::microseconds every(number_of(request, "every_us"));
+    start_task(id, name, [=](TaskPort& port) { switch_address_spaces(port, cpu, every); });
   } else if (verb == "vsock-relay") {
     const auto port_number = static_cast<unsigned>(number_of(request, "port"));
     const std::string path = text_of(request, "path");
