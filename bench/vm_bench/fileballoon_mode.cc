@@ -1,15 +1,12 @@
 #include "bench/vm_bench/fileballoon_mode.h"
 
 #include <chrono>
-#include <stdexcept>
 #include <string>
-#include <thread>
 
 namespace fileballoon::bench {
 namespace {
 
 constexpr const char* kVm = "guest";
-constexpr auto kConnectLimit = std::chrono::seconds(20);
 constexpr auto kEpochLength = std::chrono::seconds(2);
 
 }  // namespace
@@ -21,13 +18,7 @@ void FileballoonMode::start(vmkit::Vm& vm) {
   keepers_ = vmkit::keepers_of(vm.pid());
   agent_ = std::make_unique<vmkit::Agent>(vm);
   agent_->mount(cache_.empty() ? "" : "cache=" + cache_);
-  const auto deadline = std::chrono::steady_clock::now() + kConnectLimit;
-  while (daemon_->stats(kVm).at("state") != "connected") {
-    if (std::chrono::steady_clock::now() > deadline) {
-      throw std::runtime_error("agent and daemon do not find each other\n" + daemon_->log_tail());
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  }
+  daemon_->wait_connected(kVm);
 }
 
 // A timer in the place of an arbiter.

@@ -1,9 +1,7 @@
 #include "bench/vm_bench/fleet.h"
 
-#include <chrono>
 #include <fstream>
 #include <stdexcept>
-#include <thread>
 
 #include "tests/vm/kit/agent.h"
 #include "tests/vm/kit/child_process.h"
@@ -12,8 +10,6 @@
 
 namespace fileballoon::bench {
 namespace {
-
-constexpr auto kConnectLimit = std::chrono::seconds(30);
 
 std::string name_of(std::size_t i) { return "guest" + std::to_string(i + 1); }
 
@@ -48,15 +44,8 @@ class DaemonFleet final : public Fleet {
       vmkit::Agent(*vms[i]).mount();
       for (const pid_t keeper : vmkit::keepers_of(vms[i]->pid())) pids_.push_back(keeper);
     }
-    const auto deadline = std::chrono::steady_clock::now() + kConnectLimit;
     for (std::size_t i = 0; i < vms.size(); ++i) {
-      while (!daemon_->connected(name_of(i))) {
-        if (std::chrono::steady_clock::now() > deadline) {
-          throw std::runtime_error("agent and daemon do not find each other\n" +
-                                   daemon_->log_tail());
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      }
+      daemon_->wait_connected(name_of(i));
     }
     guests_ = vms.size();
   }

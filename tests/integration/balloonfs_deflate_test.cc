@@ -2,6 +2,7 @@
 // this machine's own kernel with a host that only answers.
 #include <gtest/gtest.h>
 
+#include "tests/eventually.h"
 #include "tests/integration/balloonfs_mount.h"
 #include "tests/integration/fake_host.h"
 
@@ -16,7 +17,7 @@ class BalloonfsDeflate : public BalloonfsTest {
     ASSERT_TRUE(holds(static_cast<long>(target.count()) - 2 * kMib)) << mount_.stats();
   }
   [[nodiscard]] bool holds(long bytes) {
-    return host_.wait_for([=, this] {
+    return eventually([=, this] {
       return mount_.number("resident_bytes") >= bytes && mount_.number("in_flight_bytes") == 0;
     });
   }
@@ -28,9 +29,9 @@ class BalloonfsDeflate : public BalloonfsTest {
 TEST_F(BalloonfsDeflate, SilentSaysNothing) {
   start("deflate=silent", Bytes::mib(32));
   mount_.evict();
-  ASSERT_TRUE(host_.wait_for([&] { return mount_.number("evicted_pages") > 16 * 256; }));
+  ASSERT_TRUE(eventually([&] { return mount_.number("evicted_pages") > 16 * 256; }));
   host_.set_limits({Bytes(0), Bytes(0)});
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("resident_bytes") == 0; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("resident_bytes") == 0; }));
   EXPECT_EQ(host_.deflated_pages(), 0U);
   EXPECT_EQ(mount_.number("named_pages"), 0);
 }
@@ -39,11 +40,11 @@ TEST_F(BalloonfsDeflate, SilentSaysNothing) {
 TEST_F(BalloonfsDeflate, BatchedNamesWhatReclaimTookAndWhatTheTargetGaveBack) {
   start("deflate=batched,deflate_every=100", Bytes::mib(32));
   mount_.evict();
-  EXPECT_TRUE(host_.wait_for([&] { return host_.deflated_pages() > 16 * 256; }));
+  EXPECT_TRUE(eventually([&] { return host_.deflated_pages() > 16 * 256; }));
   host_.set_limits({Bytes(0), Bytes(0)});
   // Every page that was reported has left by now, and each is named once at most: a frame that had
   // become balloon again is not named.
-  EXPECT_TRUE(host_.wait_for([&] {
+  EXPECT_TRUE(eventually([&] {
     return mount_.number("resident_bytes") == 0 &&
            mount_.number("named_pages") == static_cast<long>(host_.deflated_pages()) &&
            host_.deflated_pages() >= 31 * 256;
@@ -61,11 +62,11 @@ TEST_F(BalloonfsDeflate, TellHostFirstKeepsEveryPageUntilTheHostHasBackedIt) {
   // A host without memory: nothing leaves.
   host_.back_with(false);
   host_.set_limits({Bytes::mib(16), Bytes(0)});
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("unbacked_pages") > 0; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("unbacked_pages") > 0; }));
   EXPECT_EQ(mount_.number("resident_bytes"), 64 * kMib);
   // It is asked again, several requests at a time, and then the pages go.
   host_.back_with(true);
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("resident_bytes") <= 16 * kMib; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("resident_bytes") <= 16 * kMib; }));
   EXPECT_GE(host_.asked_pages(), 48U * 256);
   EXPECT_GT(host_.most_asked_at_once(), 1U);
   // And it grows again, by request of the host.
@@ -77,11 +78,11 @@ TEST_F(BalloonfsDeflate, TellHostFirstKeepsItsPagesWhenTheChannelIsLost) {
   host_.answer_with(FakeHost::Answer::silence);
   host_.set_limits({Bytes::mib(16), Bytes(0)});
   ASSERT_TRUE(mount_.start(mount_.channel() + ",deflate=tell-host-first"));
-  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 2; }));
+  ASSERT_TRUE(eventually([&] { return host_.unanswered() >= 2; }));
   host_.stop_listening();
   host_.hang_up();
   // The host may have discarded what was reported, so the guest may not use it.
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("locked_bytes") >= 2 * kMib; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("locked_bytes") >= 2 * kMib; }));
   host_.answer_with(FakeHost::Answer::discarded);
   host_.listen();
   EXPECT_TRUE(holds(16 * kMib));
@@ -99,8 +100,8 @@ TEST_F(BalloonfsDeflate, TellHostFirstDoesNotInflateForAHostThatCannotBackFrames
   host_.offer_backing(false);
   host_.set_limits({Bytes::mib(16), Bytes(0)});
   ASSERT_TRUE(mount_.start(mount_.channel() + ",deflate=tell-host-first"));
-  EXPECT_TRUE(host_.wait_for(
-      [&] { return mount_.stats().find("cannot back frames") != std::string::npos; }));
+  EXPECT_TRUE(
+      eventually([&] { return mount_.stats().find("cannot back frames") != std::string::npos; }));
   EXPECT_EQ(mount_.number("resident_bytes"), 0);
 }
 
@@ -117,7 +118,7 @@ TEST_F(BalloonfsDeflate, StatsShowWhatTheHostMeasures) {
   start("deflate=silent", Bytes::mib(8));
   EXPECT_NE(mount_.stats().find("\"host_absent_bytes\": null"), std::string::npos);
   host_.send_state(Bytes::mib(7));
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("host_absent_bytes") == 7 * kMib; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("host_absent_bytes") == 7 * kMib; }));
 }
 
 }  // namespace

@@ -18,15 +18,13 @@
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
-#include <thread>
 
 #include "fileballoon/unique_fd.h"
 #include "guest-fs/balloon_file.h"
+#include "tests/eventually.h"
 
 namespace fileballoon::test {
 namespace {
-
-using std::chrono::steady_clock;
 
 std::string read_all(const std::string& path) {
   std::ifstream file(path);
@@ -112,19 +110,20 @@ bool BalloonMount::start(const std::string& options) {
       ::open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   pid_ = spawn({BALLOONFS_PROGRAM, mount_point(), "-f", "-o", options}, log);
   ::close(log);
-  const auto until = steady_clock::now() + std::chrono::seconds(30);
-  while (steady_clock::now() < until) {
-    int status = 0;
-    if (::waitpid(pid_, &status, WNOHANG) == pid_) {
-      pid_ = 0;
-      return false;
-    }
-    if (output().find("balloon on ") != std::string::npos && number("target_bytes") >= 0) {
-      return true;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  const auto mounted = [&] {
+    return output().find("balloon on ") != std::string::npos && number("target_bytes") >= 0;
+  };
+  bool ended = false;
+  (void)eventually(
+      [&] {
+        ended = ::waitpid(pid_, nullptr, WNOHANG) == pid_;
+        return ended || mounted();
+      },
+      std::chrono::seconds(30));
+  if (ended) {
+    pid_ = 0;
   }
-  return false;
+  return !ended && mounted();
 }
 
 int BalloonMount::stop() {
@@ -162,16 +161,13 @@ void BalloonMount::evict() const {
 }
 
 int BalloonMount::wait_end(int seconds) {
-  const auto until = steady_clock::now() + std::chrono::seconds(seconds);
-  while (steady_clock::now() < until) {
-    int status = 0;
-    if (pid_ == 0 || ::waitpid(pid_, &status, WNOHANG) == pid_) {
-      pid_ = 0;
-      return exit_status(status);
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  int status = 0;
+  const auto ended = [&] { return pid_ == 0 || ::waitpid(pid_, &status, WNOHANG) == pid_; };
+  if (!eventually(ended, std::chrono::seconds(seconds))) {
+    return -1;
   }
-  return -1;
+  pid_ = 0;
+  return exit_status(status);
 }
 
 std::string BalloonMount::output() const { return read_all(folder_ + "/log"); }

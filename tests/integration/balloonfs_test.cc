@@ -16,6 +16,7 @@
 
 #include "guest-fs/options.h"
 #include "guest-fs/preflight.h"
+#include "tests/eventually.h"
 #include "tests/integration/balloonfs_mount.h"
 #include "tests/integration/fake_host.h"
 
@@ -25,7 +26,7 @@ namespace {
 class Balloonfs : public BalloonfsTest {
  protected:
   [[nodiscard]] bool resident(long low_mib, long high_mib) {
-    return host_.wait_for([&] {
+    return eventually([&] {
       const long bytes = mount_.number("resident_bytes");
       return bytes >= low_mib * kMib && bytes <= high_mib * kMib;
     });
@@ -47,8 +48,7 @@ TEST_P(BalloonfsPages, InflatesToTheHostsTargetAndReportsEveryPageOnce) {
   ASSERT_TRUE(mount_.start(channel()));
   ASSERT_TRUE(resident(62, 64));
   // What is on its way counts as resident, so the last reports may still come.
-  EXPECT_TRUE(
-      host_.wait_for([&] { return host_.reported_pages() >= Bytes::mib(62).whole_pages(); }));
+  EXPECT_TRUE(eventually([&] { return host_.reported_pages() >= Bytes::mib(62).whole_pages(); }));
   EXPECT_LE(host_.reported_pages(), Bytes::mib(66).whole_pages());
   // Frames are real ones, no report names one twice, and neighbours are one range.
   auto ranges = host_.all_ranges();
@@ -64,7 +64,7 @@ TEST_P(BalloonfsPages, InflatesToTheHostsTargetAndReportsEveryPageOnce) {
   EXPECT_EQ(hello.page_size, kPageSize);
   EXPECT_FALSE(hello.ram.empty());
   EXPECT_NE(hello.boot_id, (std::array<std::uint8_t, 16>{}));
-  EXPECT_TRUE(host_.wait_for([&] {
+  EXPECT_TRUE(eventually([&] {
     return host_.last_stats().find(wire::StatKey::resident_pages).value_or(0) >=
            Bytes::mib(62).whole_pages();
   }));
@@ -85,7 +85,7 @@ TEST_P(BalloonfsPages, WhatTheHostHasNotAcknowledgedIsPinnedAndBounded) {
   host_.answer_with(FakeHost::Answer::silence);
   host_.set_limits({Bytes::mib(64), Bytes(0)});
   ASSERT_TRUE(mount_.start(channel()));
-  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 2; }));
+  ASSERT_TRUE(eventually([&] { return host_.unanswered() >= 2; }));
   // At most 8 MiB without an answer, and the agent goes on serving.
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   EXPECT_LE(mount_.number("in_flight_bytes"), 8 * kMib);
@@ -103,7 +103,7 @@ TEST_P(BalloonfsPages, ABatchLostWithItsChannelIsCancelledAndItsPagesAreLetGo) {
   host_.answer_with(FakeHost::Answer::silence);
   host_.set_limits({Bytes::mib(64), Bytes(0)});
   ASSERT_TRUE(mount_.start(channel()));
-  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 2; }));
+  ASSERT_TRUE(eventually([&] { return host_.unanswered() >= 2; }));
   host_.stop_listening();
   host_.hang_up();
   EXPECT_TRUE(resident(0, 0));  // nothing was acknowledged, so nothing is balloon
@@ -120,11 +120,11 @@ TEST_P(BalloonfsPages, PagesThatTheHostSeesDataInAreNotKept) {
   host_.answer_with(FakeHost::Answer::not_zero);
   host_.set_limits({Bytes::mib(8), Bytes(0)});
   ASSERT_TRUE(mount_.start(channel()));
-  ASSERT_TRUE(host_.wait_for([&] { return mount_.number("not_zero_pages") >= 256; }));
+  ASSERT_TRUE(eventually([&] { return mount_.number("not_zero_pages") >= 256; }));
   EXPECT_EQ(mount_.number("inflated_pages"), 0);
   EXPECT_TRUE(resident(0, 4));
   host_.answer_with(FakeHost::Answer::refused);
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("refused_pages") >= 256; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("refused_pages") >= 256; }));
   EXPECT_TRUE(resident(0, 4));
 }
 
@@ -134,16 +134,16 @@ TEST_P(BalloonfsPages, TheFloorIsLockedAndSurvivesWhatTakesTheRest) {
   ASSERT_TRUE(resident(46, 48));
   EXPECT_EQ(mount_.number("locked_bytes"), 16 * kMib);
   mount_.evict();
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("evicted_pages") > 16 * 256; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("evicted_pages") > 16 * 256; }));
   EXPECT_EQ(mount_.number("locked_bytes"), 16 * kMib);
   // It backs off, says so, and comes back by itself.
   EXPECT_NE(mount_.stats().find("backing off after reclaim"), std::string::npos);
   EXPECT_TRUE(resident(46, 48));
   // A floor that falls frees its lock, one that rises takes from the rest.
   EXPECT_EQ(mount_.write("floor", "4M"), 0);
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("locked_bytes") == 4 * kMib; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("locked_bytes") == 4 * kMib; }));
   EXPECT_EQ(mount_.write("floor", "32M"), 0);
-  EXPECT_TRUE(host_.wait_for([&] { return mount_.number("locked_bytes") == 32 * kMib; }));
+  EXPECT_TRUE(eventually([&] { return mount_.number("locked_bytes") == 32 * kMib; }));
   EXPECT_TRUE(resident(46, 48));
 }
 
@@ -153,7 +153,7 @@ TEST_P(BalloonfsPages, ATargetInsideAFolioIsMetToThePage) {
   ASSERT_TRUE(resident(62, 64));
   const long target = 31 * kMib + 12 * 4096;
   EXPECT_EQ(mount_.write("target", std::to_string(target)), 0);
-  EXPECT_TRUE(host_.wait_for([&] {
+  EXPECT_TRUE(eventually([&] {
     const long bytes = mount_.number("resident_bytes");
     return bytes <= target && bytes >= target - kMib;
   }));
@@ -189,7 +189,7 @@ TEST_F(Balloonfs, GarbageOnTheChannelEndsTheSessionAndNothingElse) {
   ASSERT_TRUE(mount_.start(mount_.channel()));
   ASSERT_TRUE(resident(15, 16));
   host_.send_raw(std::string(100, 'x'));
-  EXPECT_TRUE(host_.wait_for([&] { return host_.sessions() == 2; }));
+  EXPECT_TRUE(eventually([&] { return host_.sessions() == 2; }));
   EXPECT_NE(mount_.output().find("not the protocol"), std::string::npos);
   EXPECT_TRUE(resident(14, 16));
 }
@@ -232,7 +232,7 @@ TEST_F(Balloonfs, BeforeItEndsItWaitsForTheAnswerToWhatItHasTold) {
   host_.answer_with(FakeHost::Answer::silence);
   host_.set_limits({Bytes::mib(16), Bytes(0)});
   ASSERT_TRUE(mount_.start(mount_.channel()));
-  ASSERT_TRUE(host_.wait_for([&] { return host_.unanswered() >= 2; }));
+  ASSERT_TRUE(eventually([&] { return host_.unanswered() >= 2; }));
   ASSERT_EQ(::kill(mount_.pid(), SIGTERM), 0);
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   EXPECT_NE(mount_.child("balloonfs-infl"), 0) << "it has let go of pages that are being discarded";
@@ -253,14 +253,14 @@ TEST_F(Balloonfs, KillingAnyProcessTakesEverythingDownAndANewMountStartsClean) {
     SCOPED_TRACE(victim);
     host_.set_limits({Bytes::mib(256), Bytes(0)});
     ASSERT_TRUE(mount_.start(mount_.channel()));
-    ASSERT_TRUE(host_.wait_for([&] { return mount_.number("resident_bytes") > 8 * kMib; }));
+    ASSERT_TRUE(eventually([&] { return mount_.number("resident_bytes") > 8 * kMib; }));
     const pid_t pid = victim == "balloonfs" ? mount_.pid() : mount_.child(victim);
     const pid_t inflater = mount_.child("balloonfs-infl");
     ASSERT_GT(pid, 0);
     ASSERT_EQ(::kill(pid, SIGKILL), 0);
     EXPECT_EQ(mount_.wait_end(15), victim == "balloonfs" ? 128 + SIGKILL : 1);
-    EXPECT_TRUE(host_.wait_for([&] { return ::kill(inflater, 0) != 0; }));
-    EXPECT_TRUE(host_.wait_for([&] { return !mount_.is_mounted(); }));
+    EXPECT_TRUE(eventually([&] { return ::kill(inflater, 0) != 0; }));
+    EXPECT_TRUE(eventually([&] { return !mount_.is_mounted(); }));
   }
   ASSERT_TRUE(mount_.start(mount_.channel()));
   EXPECT_TRUE(resident(250, 256));

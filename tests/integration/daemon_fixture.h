@@ -8,7 +8,6 @@
 
 #include <chrono>
 #include <cstddef>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -19,6 +18,7 @@
 #include "fileballoon/unique_fd.h"
 #include "fileballoon/wire.h"
 #include "host/json_line_client.h"
+#include "tests/eventually.h"
 
 namespace fileballoon::host {
 
@@ -26,10 +26,6 @@ using namespace std::chrono_literals;
 
 /// RAM of a stand-in VM, where its size is of no interest.
 inline constexpr Bytes kRam = Bytes::mib(64);
-
-/// Asks until `condition` holds or `patience` is over.
-[[nodiscard]] bool eventually(const std::function<bool()>& condition,
-                              std::chrono::milliseconds patience = 5s);
 
 /// A child process; killed and reaped by its owner.
 class Child {

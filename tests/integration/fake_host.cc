@@ -282,17 +282,6 @@ void FakeHost::listen() {
   open_listener();
 }
 
-bool FakeHost::wait_for(const std::function<bool()>& condition, std::chrono::milliseconds timeout) {
-  const auto until = std::chrono::steady_clock::now() + timeout;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() >= until) {
-      return false;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return true;
-}
-
 #define FILEBALLOON_LOCKED_GETTER(type, name, value) \
   type FakeHost::name() const {                      \
     const std::lock_guard lock(mutex_);              \

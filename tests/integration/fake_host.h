@@ -3,9 +3,7 @@
 // stay silent, refuse. One thread of its own; every public function is thread-safe.
 #pragma once
 
-#include <chrono>
 #include <condition_variable>
-#include <functional>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -50,8 +48,6 @@ class FakeHost {
   void stop_listening();
   void listen();
 
-  [[nodiscard]] bool wait_for(const std::function<bool()>& condition,
-                              std::chrono::milliseconds timeout = std::chrono::seconds(20));
   /// Counts and last values; read them through these.
   [[nodiscard]] std::uint64_t sessions() const;
   [[nodiscard]] std::uint64_t reported_pages() const;

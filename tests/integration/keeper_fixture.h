@@ -8,8 +8,8 @@
 #include <chrono>
 #include <filesystem>
 #include <string>
-#include <thread>
 
+#include "tests/eventually.h"
 #include "uffd/faultd/client.h"
 
 namespace fileballoon::testing {
@@ -36,17 +36,6 @@ class KeeperTest : public ::testing::Test {
     options.program = FILEBALLOON_FAULTD;
     options.patience = std::chrono::milliseconds(500);
     return options;
-  }
-  /// Asks for ten seconds.
-  template <class Condition>
-  [[nodiscard]] static bool eventually(Condition&& condition) {
-    for (int i = 0; i < 1000; ++i) {
-      if (condition()) {
-        return true;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    return condition();
   }
   /// Its reaper may take a moment.
   [[nodiscard]] static bool ends(pid_t pid) {

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <thread>
 
+#include "tests/eventually.h"
 #include "tests/integration/keeper_fixture.h"
 #include "tests/integration/uffd_stand_in.h"
 #include "uffd/pager/paging_client.h"
@@ -43,16 +44,16 @@ class PagedVm : public fileballoon::testing::KeeperTest {
     wait_for_half(pager);
   }
   static void wait_for_half(PagingClient& pager) {
-    for (int i = 0; i < 300; ++i) {
-      const auto status = pager.status();
-      ASSERT_TRUE(status.has_value()) << status.error().message;
-      if (status->service.footprint <= Bytes::mib(32)) {
-        EXPECT_GE(status->service.pager.paged_pages, 8192U);
-        return;
-      }
-      std::this_thread::sleep_for(100ms);
-    }
-    FAIL() << "not paged out in 30 s";
+    auto status = pager.status();
+    ASSERT_TRUE(eventually(
+        [&] {
+          status = pager.status();
+          return !status || status->service.footprint <= Bytes::mib(32);
+        },
+        30s, 100ms))
+        << status->service.footprint.as_mib() << " MiB";
+    ASSERT_TRUE(status.has_value()) << status.error().message;
+    EXPECT_GE(status->service.pager.paged_pages, 8192U);
   }
   [[nodiscard]] bool marked() const { return std::filesystem::exists(paging_marker(socket())); }
 
@@ -78,13 +79,12 @@ TEST_F(PagedVm, HalfPagedOutSurvivesTheDaemonsSigkill) {
   }
   // Killed in the middle of it.
   auto pager = PagingClient::connect(socket());
-  for (int i = 0; i < 200 && (!pager || pager->status()->service.pager.paged_pages < 1000); ++i) {
-    std::this_thread::sleep_for(20ms);
+  ASSERT_TRUE(eventually([&] {
     if (!pager) {
       pager = PagingClient::connect(socket());
     }
-  }
-  ASSERT_TRUE(pager.has_value());
+    return pager && pager->status()->service.pager.paged_pages >= 1000;
+  }));
   ::kill(daemon, SIGKILL);
   ::waitpid(daemon, nullptr, 0);
   // The keeper goes on towards the goal, and a new daemon finds it.

@@ -19,6 +19,7 @@
 #include <random>
 #include <thread>
 
+#include "tests/eventually.h"
 #include "tests/integration/uffd_own_memory.h"
 #include "tests/unit/store_pages.h"
 #include "uffd/pager/pager_service.h"
@@ -133,21 +134,10 @@ class PagerTest : public ::testing::Test {
     (void)pager_->events().drain([&](const PagerEvent& event) { all.push_back(event); });
     return all;
   }
-  template <class Condition>
-  static bool within(std::chrono::seconds limit, Condition&& condition) {
-    const auto end = std::chrono::steady_clock::now() + limit;
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > end) {
-        return false;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    return true;
-  }
 
   /// A thread that waited for a page runs on an instant before the pager has closed its books.
   bool store_empties() {
-    return within(std::chrono::seconds(2), [&] {
+    return eventually([&] {
       const PagerStats stats = pager_->stats();
       return stats.paged_pages == 0 && stats.store.pages == 0;
     });
@@ -448,8 +438,7 @@ TEST_F(PagerTest, AFullStoreStopsPageOutAndTheGuestGoesOn) {
   options.retry = std::chrono::milliseconds(100);
   serve(options);
   service_->set_goal(Bytes(0));
-  ASSERT_TRUE(within(std::chrono::seconds(20),
-                     [&] { return service_->status().state == PagerService::State::stopped; }));
+  ASSERT_TRUE(eventually([&] { return service_->status().state == PagerService::State::stopped; }));
   EXPECT_EQ(service_->status().stop_reason, StoreStatus::full);
   std::this_thread::sleep_for(std::chrono::milliseconds(400));
   const auto all = events();
@@ -487,7 +476,7 @@ TEST_F(PagerTest, PageOutWaitsWhileFaultsWait) {
   engine_.reset();  // nobody answers: what is touched waits
   ASSERT_EQ(out(0, 512).stored, 512U);
   std::thread guest([&] { (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(7)); });
-  ASSERT_TRUE(within(std::chrono::seconds(5), [&] {
+  ASSERT_TRUE(eventually([&] {
     pollfd polled{memory_->ram().shards()[0].fd(), POLLIN, 0};
     return ::poll(&polled, 1, 0) == 1;
   }));
@@ -669,15 +658,14 @@ TEST_F(PagerTest, LockedMemoryIsRefusedByNameAndStopsPageOutWithItsReason) {
   serve(options);
   ASSERT_EQ(lock_pages(memory_->base(), 1 << 20), 0);  // behind its back
   service_->set_goal(Bytes(0));
-  ASSERT_TRUE(within(std::chrono::seconds(10), [&] {
-    return service_->status().state == PagerService::State::stopped;
-  })) << to_string(service_->status().state);
+  ASSERT_TRUE(eventually([&] { return service_->status().state == PagerService::State::stopped; }))
+      << to_string(service_->status().state);
   EXPECT_EQ(service_->status().stop_reason, StoreStatus::unseen);
   const auto all = events();
   ASSERT_EQ(all.size(), 1U);
   EXPECT_THAT(to_string(all[0]), HasSubstr("CAP_SYS_NICE"));
   ASSERT_EQ(unlock_pages(memory_->base(), 1 << 20), 0);
-  EXPECT_TRUE(within(std::chrono::seconds(10), [&] { return pager_->stats().paged_out > 0; }));
+  EXPECT_TRUE(eventually([&] { return pager_->stats().paged_out > 0; }));
 }
 
 class TrackerTest : public PagerTest, public ::testing::WithParamInterface<AccessMethod> {};
@@ -746,7 +734,7 @@ TEST_F(PagerTest, PagesOutWhatIsColdAndLeavesTheWorkingSet) {
   options.look_interval = std::chrono::milliseconds(300);
   serve(options);
   service_->set_goal(Bytes::mib(16));
-  ASSERT_TRUE(within(std::chrono::seconds(30), [&] {
+  ASSERT_TRUE(eventually([&] {
     return service_->status().footprint <= Bytes::mib(16) + Bytes::pages(64);
   })) << to_string(service_->status().state);
   const std::uint64_t faults = pager_->stats().faults;
@@ -808,7 +796,7 @@ TEST_F(PagerTest, AStoreThatIsSlowToOpenIsWaitedForWithoutHoldingUpTheKeeper) {
     EXPECT_THAT(reply->message.data(), HasSubstr("being opened"));
     EXPECT_FALSE(host.leave()) << "it would take the memory from under the opener";
     disk_is_there = true;
-    ASSERT_TRUE(within(std::chrono::seconds(5), [&] {
+    ASSERT_TRUE(eventually([&] {
       ask(faultd::PagingVerb::status);
       return reply->starting == 0;
     }));

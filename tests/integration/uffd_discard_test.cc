@@ -14,6 +14,7 @@
 #include <random>
 #include <thread>
 
+#include "tests/eventually.h"
 #include "tests/integration/uffd_own_memory.h"
 
 namespace fileballoon {
@@ -21,15 +22,6 @@ namespace {
 
 using testing::MemoryKind;
 using testing::OwnMemory;
-
-// Asks for five seconds: the engine's thread does some things, counting among them, after a
-// wake-up.
-template <class Condition>
-void wait_until(Condition&& condition) {
-  for (int i = 0; i < 500 && !condition(); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-}
 
 struct StressResult {
   std::uint64_t discarded = 0;
@@ -227,8 +219,7 @@ TEST(EngineEvents, UnmappedOrMovedMemoryIsDiscardedNoMore) {
     } else {
       ASSERT_EQ(::munmap(memory.page(1024), Bytes::mib(4).count()), 0);
     }
-    wait_until([&] { return memory.ram().lost(0); });
-    EXPECT_TRUE(memory.ram().lost(0));
+    EXPECT_TRUE(eventually([&] { return memory.ram().lost(0); }));
     EXPECT_EQ(discarder.discard(0, memory.range(16, 16)).failed, 16U);
     EXPECT_EQ(discarder.refused_pieces(), 1U);
     memory.page(3)[0] = std::byte{1};  // what is still there is served
@@ -273,7 +264,8 @@ TEST(EngineEvents, RemovedMemoryComesBackAsZeros) {
   ASSERT_EQ(::madvise(memory.page(8), 4 * kPageSize, MADV_REMOVE), 0);
   EXPECT_EQ(memory.page(9)[0], std::byte{0});
   EXPECT_EQ(engine.stats().remove_events, 1U);
-  wait_until([&] { return engine.deflated_pages() > 0; });
+  // The engine's thread counts after a wake-up.
+  EXPECT_TRUE(eventually([&] { return engine.deflated_pages() > 0; }));
   EXPECT_EQ(engine.deflated_pages(), 1U);
 }
 
@@ -297,7 +289,7 @@ TEST(EngineWindows, EveryPageComesBackOnceInEitherDirection) {
         page[0] = std::byte{1};
       }
       EXPECT_EQ(nonzero, 1U);
-      wait_until([&] { return engine.refaulted_pages() >= memory.pages() - 1; });
+      EXPECT_TRUE(eventually([&] { return engine.refaulted_pages() >= memory.pages() - 1; }));
       EXPECT_EQ(engine.refaulted_pages(), memory.pages() - 1);
       EXPECT_EQ(memory.ram().frames(0).count(FrameState::absent), 0U);
       EXPECT_EQ(engine.stats().foreign_faults, 0U);

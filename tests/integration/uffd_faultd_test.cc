@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "tests/eventually.h"
 #include "tests/integration/keeper_fixture.h"
 #include "tests/integration/uffd_stand_in.h"
 #include "uffd/faultd/deflation_watch.h"

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <thread>
 
+#include "tests/eventually.h"
 #include "tests/integration/uffd_stand_in.h"
 #include "uffd/fault_engine.h"
 #include "uffd/guarded_discard.h"
@@ -135,24 +136,18 @@ class Freezer {
   Freezer& operator=(const Freezer&) = delete;
   ~Freezer() {
     (void)write("cgroup.freeze", "0");
-    for (int i = 0; i < 200 && ::rmdir(folder_.c_str()) != 0 && errno == EBUSY; ++i) {
-      std::this_thread::sleep_for(10ms);
-    }
+    (void)eventually([&] { return ::rmdir(folder_.c_str()) == 0 || errno != EBUSY; }, 2s);
   }
   [[nodiscard]] bool usable() const { return usable_; }
   [[nodiscard]] bool freeze() {
     if (!write("cgroup.freeze", "1")) {
       return false;
     }
-    for (int i = 0; i < 500; ++i) {
+    return eventually([&] {
       std::ifstream in(folder_ + "/cgroup.events");
       const std::string text{std::istreambuf_iterator<char>(in), {}};
-      if (text.find("frozen 1") != std::string::npos) {
-        return true;
-      }
-      std::this_thread::sleep_for(10ms);
-    }
-    return false;
+      return text.find("frozen 1") != std::string::npos;
+    });
   }
   [[nodiscard]] bool thaw() { return write("cgroup.freeze", "0"); }
 
@@ -216,11 +211,8 @@ TEST(HotAttach, FaultsAreAnsweredAndDataIsKept) {
     EXPECT_EQ(vmm.ask("fill 1000 8000"), "ok");
     EXPECT_EQ(vmm.ask("check 0 16384"), "0");
     // The thread that waited is woken inside the call that fills; the book follows a moment later.
-    for (int i = 0; i < 100 && attached.engine->stats().pages_filled < 8000; ++i) {
-      std::this_thread::sleep_for(10ms);
-    }
+    EXPECT_TRUE(eventually([&] { return attached.engine->stats().pages_filled >= 8000; }));
     const EngineStats stats = attached.engine->stats();
-    EXPECT_GE(stats.pages_filled, 8000U);
     EXPECT_LT(stats.missing_faults, 500U) << "ranges, not pages";
     std::uint64_t reported = 0;
     EXPECT_TRUE(
@@ -342,10 +334,7 @@ TEST(HotAttach, ENOMEMWhileFillingWaitsAndLosesNothing) {
     const UniqueFd fd(::open(hog.c_str(), O_RDWR | O_CREAT, 0600));
     ASSERT_EQ(::fallocate(fd.get(), 0, 0, 20 << 20), 0);
     vmm.send("fill 0 4096");
-    for (int i = 0; i < 200 && attached.engine->stats().no_memory == 0; ++i) {
-      std::this_thread::sleep_for(10ms);
-    }
-    EXPECT_GT(attached.engine->stats().no_memory, 0U);
+    EXPECT_TRUE(eventually([&] { return attached.engine->stats().no_memory > 0; }));
     ASSERT_EQ(::ftruncate(fd.get(), 0), 0);
     EXPECT_EQ(vmm.read_line(), "ok");
     EXPECT_EQ(vmm.ask("check 0 4096"), "0");

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <boost/json/serialize.hpp>
 #include <iostream>
-#include <thread>
+
+#include "tests/eventually.h"
 
 namespace fileballoon {
 
@@ -43,9 +44,7 @@ void VmTest::boot_with_balloon(vmkit::VmOptions options, const std::string& refa
   wait_connected();
 }
 
-void VmTest::wait_connected(const std::string& name) {
-  ASSERT_TRUE(wait_for("agent and daemon are connected", [&] { return daemon().connected(name); }));
-}
+void VmTest::wait_connected(const std::string& name) { daemon().wait_connected(name); }
 
 void VmTest::touch_free_memory(vmkit::Vm& vm) {
   const Bytes free = vm.guest().meminfo("MemFree");
@@ -57,15 +56,11 @@ void VmTest::touch_free_memory(vmkit::Vm& vm) {
 ::testing::AssertionResult VmTest::wait_for(const std::string& what,
                                             const std::function<bool()>& condition,
                                             std::chrono::seconds timeout) {
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > deadline) {
-      return ::testing::AssertionFailure()
-             << "after " << timeout.count() << " s it is not so that " << what;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  if (eventually(condition, timeout, std::chrono::milliseconds(50))) {
+    return ::testing::AssertionSuccess();
   }
-  return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure()
+         << "after " << timeout.count() << " s it is not so that " << what;
 }
 
 ::testing::AssertionResult VmTest::wait_inflated(Bytes size) {

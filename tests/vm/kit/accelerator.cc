@@ -7,8 +7,8 @@
 #include <cstdlib>
 #include <fstream>
 #include <stdexcept>
-#include <thread>
 
+#include "tests/eventually.h"
 #include "tests/vm/kit/child_process.h"
 #include "tests/vm/kit/guest_image.h"
 #include "tests/vm/kit/temp_dir.h"
@@ -17,6 +17,7 @@ namespace fileballoon::vmkit {
 namespace {
 
 constexpr auto kBootLimit = std::chrono::seconds(15);  // KVM boots this kernel in under 2 s
+constexpr auto kPoll = std::chrono::milliseconds(50);
 
 std::string first_line(const std::string& path) {
   std::ifstream file(path);
@@ -51,13 +52,11 @@ bool kvm_boots() {
                      "-serial",
                      "file:" + console},
                     dir.file("qemu.log"));
-  const auto deadline = std::chrono::steady_clock::now() + kBootLimit;
-  while (std::chrono::steady_clock::now() < deadline) {
-    if (tail_of(console, 60).find("Kernel panic") != std::string::npos) return true;
-    if (!qemu.running()) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
-  return tail_of(console, 60).find("Kernel panic") != std::string::npos;
+  const auto panicked = [&] {
+    return tail_of(console, 60).find("Kernel panic") != std::string::npos;
+  };
+  (void)eventually([&] { return panicked() || !qemu.running(); }, kBootLimit, kPoll);
+  return panicked();
 }
 
 Accelerator tcg(std::string reason) { return {"tcg", std::move(reason)}; }

@@ -2,14 +2,15 @@
 
 #include <boost/json/parse.hpp>
 #include <stdexcept>
-#include <thread>
 
+#include "tests/eventually.h"
 #include "tests/vm/kit/guest_image.h"
 
 namespace fileballoon::vmkit {
 namespace {
 
 constexpr auto kMountLimit = std::chrono::seconds(20);
+constexpr auto kPoll = std::chrono::milliseconds(20);
 constexpr const char* kLog = "/run/balloonfs.log";
 
 }  // namespace
@@ -29,33 +30,28 @@ void Agent::mount(const std::string& options, boost::json::object how) {
   how["argv"] = argv;
   how["log"] = kLog;
   const auto started = guest.call("spawn", std::move(how));
-  const auto deadline = std::chrono::steady_clock::now() + kMountLimit;
-  while (true) {
-    try {
-      (void)stats();
-      return;
-    } catch (const std::runtime_error&) {
-      // Not yet, or never.
-    }
+  const auto failed = [&] {
     const auto end = guest.call("ended", {{"pid", started.at("pid")}});
-    const bool failed = end.at("ended").as_bool() && end.at("wait_status").to_number<int>() != 0;
-    if (failed || std::chrono::steady_clock::now() > deadline) {
-      throw std::runtime_error("balloonfs did not mount:\n" + guest.get_file(kLog));
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    return end.at("ended").as_bool() && end.at("wait_status").to_number<int>() != 0;
+  };
+  (void)eventually([&] { return mounted() || failed(); }, kMountLimit, kPoll);
+  if (!mounted()) {
+    throw std::runtime_error("balloonfs did not mount:\n" + guest.get_file(kLog));
   }
 }
 
 void Agent::wait_mounted() {
-  const auto deadline = std::chrono::steady_clock::now() + kMountLimit;
-  while (true) {
-    try {
-      (void)stats();
-      return;
-    } catch (const std::runtime_error&) {
-      if (std::chrono::steady_clock::now() > deadline) throw;
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    }
+  if (!eventually([&] { return mounted(); }, kMountLimit, kPoll)) {
+    (void)stats();  // throws what is wrong
+  }
+}
+
+bool Agent::mounted() {
+  try {
+    (void)stats();
+    return true;
+  } catch (const std::runtime_error&) {
+    return false;
   }
 }
 

@@ -39,6 +39,7 @@ class Agent {
   void set_floor(Bytes size);
 
  private:
+  [[nodiscard]] bool mounted();
   [[nodiscard]] std::string path(std::string_view file) const;
   Vm& vm_;
 };

@@ -13,9 +13,9 @@
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
-#include <thread>
 
 #include "fileballoon/unique_fd.h"
+#include "tests/eventually.h"
 #include "tests/vm/kit/read_file.h"
 
 namespace fileballoon::vmkit {
@@ -25,6 +25,7 @@ namespace {
 // A snapshot is 100 to 200 MiB; the tests have about ten kinds of machine.
 constexpr std::size_t kMostKept = 16;
 constexpr auto kMigrationLimit = std::chrono::seconds(30);
+constexpr auto kPoll = std::chrono::milliseconds(5);
 constexpr std::size_t kCopyStep = std::size_t{1} << 20;
 
 std::string kept_in() { return std::string(FILEBALLOON_BUILD_DIR) + "/tests/vm/boot-snapshots"; }
@@ -80,18 +81,16 @@ void leave_shared_ram_out(host::QmpClient& qmp) {
 }
 
 void wait_migrated(host::QmpClient& qmp) {
-  const auto deadline = std::chrono::steady_clock::now() + kMigrationLimit;
-  while (true) {
+  const auto completed = [&] {
     const auto state = must(qmp, "query-migrate");
     const auto* status = state.as_object().if_contains("status");
-    if (status != nullptr && status->as_string() == "completed") return;
     if (status != nullptr && status->as_string() == "failed") {
       throw std::runtime_error("QEMU could not move the state of its devices");
     }
-    if (std::chrono::steady_clock::now() > deadline) {
-      throw std::runtime_error("QEMU takes too long over the state of its devices");
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    return status != nullptr && status->as_string() == "completed";
+  };
+  if (!eventually(completed, kMigrationLimit, kPoll)) {
+    throw std::runtime_error("QEMU takes too long over the state of its devices");
   }
 }
 

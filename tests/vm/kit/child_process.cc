@@ -16,14 +16,14 @@
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
-#include <thread>
 
+#include "tests/eventually.h"
 #include "tests/vm/kit/temp_dir.h"
 
 namespace fileballoon::vmkit {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+constexpr auto kPoll = std::chrono::milliseconds(2);
 
 // Never returns. On failure writes errno to `report`, which a successful exec closes.
 [[noreturn]] void exec_child(const std::vector<char*>& argv, int out, int err, int report,
@@ -115,10 +115,7 @@ void ChildProcess::signal(int number) {
 }
 
 std::optional<int> ChildProcess::wait(std::chrono::milliseconds timeout) {
-  const auto deadline = Clock::now() + timeout;
-  while (running() && Clock::now() < deadline) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
+  (void)eventually([&] { return !running(); }, timeout, kPoll);
   return status_;
 }
 
@@ -173,16 +170,12 @@ CommandResult run_command(const std::vector<std::string>& argv, std::chrono::mil
   }
   close(out);
   close(err);
-  const auto deadline = Clock::now() + timeout;
   int status = 0;
-  while (waitpid(pid, &status, WNOHANG) == 0) {
-    if (Clock::now() > deadline) {
-      ::kill(pid, SIGKILL);
-      waitpid(pid, nullptr, 0);
-      throw std::runtime_error(argv[0] + " took longer than " + std::to_string(timeout.count()) +
-                               " ms; it wrote: " + whole(dir.file("out")) + whole(dir.file("err")));
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  if (!eventually([&] { return waitpid(pid, &status, WNOHANG) != 0; }, timeout, kPoll)) {
+    ::kill(pid, SIGKILL);
+    waitpid(pid, nullptr, 0);
+    throw std::runtime_error(argv[0] + " took longer than " + std::to_string(timeout.count()) +
+                             " ms; it wrote: " + whole(dir.file("out")) + whole(dir.file("err")));
   }
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), whole(dir.file("out")),
           whole(dir.file("err"))};

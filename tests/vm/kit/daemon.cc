@@ -8,8 +8,8 @@
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
-#include <thread>
 
+#include "tests/eventually.h"
 #include "tests/vm/kit/guest_image.h"
 
 namespace fileballoon::vmkit {
@@ -17,6 +17,9 @@ namespace {
 
 constexpr auto kStartLimit = std::chrono::seconds(20);
 constexpr auto kStopLimit = std::chrono::seconds(10);
+constexpr auto kConnectLimit = std::chrono::seconds(60);
+constexpr auto kConnectPoll = std::chrono::milliseconds(20);
+constexpr auto kPoll = std::chrono::milliseconds(5);
 
 }  // namespace
 
@@ -33,19 +36,17 @@ void Daemon::start() {
   process_ = std::make_unique<ChildProcess>(
       std::vector<std::string>{daemon_path(), "--config", dir_.file("fileballoond.toml")},
       dir_.file("log"));
-  const auto deadline = std::chrono::steady_clock::now() + kStartLimit;
-  while (true) {
-    auto client = host::JsonLineClient::connect(socket_);
-    if (client) {
-      control_ = std::make_unique<host::JsonLineClient>(*std::move(client));
-      return;
-    }
-    if (!process_->running() || std::chrono::steady_clock::now() > deadline) {
-      throw std::runtime_error("fileballoond does not come up: " + client.error().message + "\n" +
-                               log_tail());
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  auto client = host::JsonLineClient::connect(socket_);
+  const auto answers = [&] {
+    if (!client) client = host::JsonLineClient::connect(socket_);
+    return client.has_value();
+  };
+  (void)eventually([&] { return answers() || !process_->running(); }, kStartLimit, kPoll);
+  if (!client) {
+    throw std::runtime_error("fileballoond does not come up: " + client.error().message + "\n" +
+                             log_tail());
   }
+  control_ = std::make_unique<host::JsonLineClient>(*std::move(client));
 }
 
 void Daemon::kill() {
@@ -104,6 +105,12 @@ void Daemon::set_floor(const std::string& name, Bytes floor) {
 }
 
 bool Daemon::connected(const std::string& name) { return stats(name).at("state") == "connected"; }
+
+void Daemon::wait_connected(const std::string& name) {
+  if (!eventually([&] { return connected(name); }, kConnectLimit, kConnectPoll)) {
+    throw std::runtime_error("agent and daemon do not find each other\n" + log_tail());
+  }
+}
 
 Daemon::Object Daemon::stats(const std::string& name) {
   return call("stats", {{"name", name}}).as_object();

@@ -47,6 +47,8 @@ class Daemon {
   [[nodiscard]] Object stats(const std::string& name);
   /// True while an agent's session stands.
   [[nodiscard]] bool connected(const std::string& name);
+  /// Waits until then. Throws with the daemon's log where that takes more than a minute.
+  void wait_connected(const std::string& name);
   /// One number of stats()["counters"].
   [[nodiscard]] std::uint64_t counter(const std::string& name, std::string_view counter);
 

@@ -2,7 +2,8 @@
 
 #include <iostream>
 #include <stdexcept>
-#include <thread>
+
+#include "tests/eventually.h"
 
 namespace fileballoon::vmkit {
 namespace {
@@ -10,6 +11,7 @@ namespace {
 // A boot takes 2–6 s under TCG on an idle machine; this is for a machine that is not.
 constexpr auto kBootLimit = std::chrono::seconds(90);
 constexpr auto kSocketLimit = std::chrono::seconds(20);
+constexpr auto kPoll = std::chrono::milliseconds(5);
 constexpr auto kResumeLimit = std::chrono::seconds(20);
 constexpr int kMostBoots = 4;
 
@@ -23,16 +25,15 @@ std::string on_off(bool value) { return value ? "on" : "off"; }
 
 // QEMU makes its sockets while it starts; until then connecting fails.
 host::JsonLineClient connect_soon(const std::string& path, ChildProcess& qemu) {
-  const auto deadline = std::chrono::steady_clock::now() + kSocketLimit;
-  while (true) {
-    auto client = host::JsonLineClient::connect(path);
-    if (client) return *std::move(client);
-    if (!qemu.running()) throw std::runtime_error("QEMU ended at once");
-    if (std::chrono::steady_clock::now() > deadline) {
-      throw std::runtime_error(client.error().message);
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
+  auto client = host::JsonLineClient::connect(path);
+  const auto connected = [&] {
+    if (!client) client = host::JsonLineClient::connect(path);
+    return client.has_value();
+  };
+  (void)eventually([&] { return connected() || !qemu.running(); }, kSocketLimit, kPoll);
+  if (client) return *std::move(client);
+  if (!qemu.running()) throw std::runtime_error("QEMU ended at once");
+  throw std::runtime_error(client.error().message);
 }
 
 }  // namespace
