@@ -49,7 +49,7 @@ ArbiterLoop::~ArbiterLoop() = default;
 Result<void> ArbiterLoop::start() {
   const ArbiterMode mode = std::exchange(settings_.mode, ArbiterMode::off);
   if (const Result<void> done = set_mode(mode); !done) {
-    return done;
+    return done.error();
   }
   keep_running(control_, events_, "", "the arbiter", [this] { return run(); });
   return {};
