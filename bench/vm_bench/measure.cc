@@ -2,12 +2,18 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <system_error>
 
 namespace fileballoon::bench {
+namespace {
+
+double guest_cpu_s(vmkit::Vm& vm) {
+  return vm.guest().call("cpu").at("busy_s").to_number<double>();
+}
+
+}  // namespace
 
 Stage boot_for(const std::string& name, const Settings& settings, const std::string& disk) {
   Stage stage;
@@ -22,11 +28,14 @@ Stage boot_for(const std::string& name, const Settings& settings, const std::str
   return stage;
 }
 
-void touch_free_memory(vmkit::Vm& vm) {
-  const Bytes free = vm.guest().meminfo("MemFree");
-  // The guest's own reserves grow with its size, and no OOM kill is wanted here.
-  const Bytes left = std::max(Bytes::mib(64), Bytes(vm.options().memory.count() / 16));
-  vm.guest().touch_and_free((free - left).page_floor());
+GuestCost GuestCost::now(vmkit::Vm& vm) {
+  return {guest_cpu_s(vm), static_cast<double>(vm.guest().vmstat("pgpgin")) / 1024,
+          vm.guest().vmstat("workingset_refault_file")};
+}
+
+GuestCost GuestCost::operator-(const GuestCost& earlier) const {
+  return {cpu_s - earlier.cpu_s, disk_read_mib - earlier.disk_read_mib,
+          refaulted_pages - earlier.refaulted_pages};
 }
 
 double waited_for_cpu_seconds(pid_t pid) {
@@ -48,7 +57,7 @@ CpuMeter::Reading CpuMeter::absolute() {
   Reading now;
   now.qemu_s = vm_.qemu_cpu_seconds();
   now.helper_s = mode_.helper_cpu_seconds();
-  now.guest_s = vm_.guest().call("cpu").at("busy_s").to_number<double>();
+  now.guest_s = guest_cpu_s(vm_);
   now.agent_s =
       vm_.guest().call("processes", {{"name", "balloonfs"}}).at("cpu_s").to_number<double>();
   return now;

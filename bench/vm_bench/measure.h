@@ -1,9 +1,10 @@
 // Pieces that scenarios share: a guest booted for a mode, memory touched, and CPU time of guest and
-// host over a span.
+// host, and the guest's reading of its disk, over a span.
 #pragma once
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -21,10 +22,16 @@ struct Stage {
 [[nodiscard]] Stage boot_for(const std::string& mode, const Settings& settings,
                              const std::string& disk = {});
 
-/// Writes to nearly all free memory of the guest (64 MiB or a 16th of the RAM stay, so that
-/// nothing is reclaimed) and
-/// frees it, so that the host has memory behind nearly every frame.
-void touch_free_memory(vmkit::Vm& vm);
+/// Counters of a guest's kernel, which tell where a mode costs a workload time. Reading them does
+/// not walk the guest's processes, so they may be read between the steps of a workload.
+struct GuestCost {
+  double cpu_s = 0;  ///< uptime × CPUs − idle, as the guest's kernel counts
+  double disk_read_mib = 0;
+  std::uint64_t refaulted_pages = 0;  ///< of files
+
+  [[nodiscard]] static GuestCost now(vmkit::Vm& vm);
+  [[nodiscard]] GuestCost operator-(const GuestCost& earlier) const;
+};
 
 /// For how long threads of that process were ready to run and had no CPU of the host, all together,
 /// seconds since they began; 0 where the kernel does not count it.
@@ -36,7 +43,7 @@ class CpuMeter {
   CpuMeter(vmkit::Vm& vm, const Mode& mode);
 
   struct Reading {
-    double guest_s = 0;  ///< all of the guest: uptime × CPUs − idle, as the guest's kernel counts
+    double guest_s = 0;   ///< all of the guest, as GuestCost::cpu_s
     double agent_s = 0;   ///< of it, processes named balloonfs
     double qemu_s = 0;    ///< the QEMU process, all threads; it contains the guest's own work
     double helper_s = 0;  ///< fileballoond

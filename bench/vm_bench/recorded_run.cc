@@ -28,22 +28,21 @@ RecordedRun::RecordedRun(const std::string& mode, const Settings& settings, cons
 }
 
 void RecordedRun::begin() {
-  pgpgin_ = vm().guest().vmstat("pgpgin");
   oom_kills_ = vm().oom_kills();
   cpu_.emplace(vm(), *stage_.mode);
+  before_ = GuestCost::now(vm());
 }
 
 void RecordedRun::end() {
+  cost_ = GuestCost::now(vm()) - before_;
   used_ = cpu_->read();
-  const std::uint64_t kib = vm().guest().vmstat("pgpgin") - pgpgin_;
-  disk_read_mib_ = static_cast<double>(kib) / 1024;
 }
 
 void RecordedRun::describe(Row& row) {
   row["gib_s"] = area_gib_s(recorder_.series());
   row["idle_mib"] = idle_footprint(recorder_.series(), kIdleMeasured);
-  row["disk_read_mib"] = disk_read_mib_;
-  row["guest_cpu_s"] = used_.guest_s;
+  row["disk_read_mib"] = cost_.disk_read_mib;
+  row["guest_cpu_s"] = cost_.cpu_s;
   row["agent_cpu_s"] = used_.agent_s;
   row["host_cpu_s"] = used_.host_s();
   row["oom_kills"] = vm().oom_kills() - oom_kills_;

@@ -44,9 +44,9 @@ class RecordedRun {
   Recorder recorder_;
   std::optional<CpuMeter> cpu_;
   CpuMeter::Reading used_;
-  std::uint64_t pgpgin_ = 0;
+  GuestCost before_;
+  GuestCost cost_;
   std::uint64_t oom_kills_ = 0;
-  double disk_read_mib_ = 0;
 };
 
 }  // namespace fileballoon::bench

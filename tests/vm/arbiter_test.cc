@@ -22,7 +22,7 @@ TEST_F(ArbitratedGuests, PressureOfTheHighBandTakesFromTheLowBand) {
   vmkit::Vm& low = boot(options);
   const vmkit::TempDir dir("arbiter");
   start_daemon("[arbiter]\nmode = \"on\"\nlimit = \"800M\"\nlock = \"" + dir.file("lock") + "\"\n");
-  touch_free_memory(low);
+  vmkit::touch_free_memory(low);
   daemon().attach("high", high, "kernel", {{"band", 0}});
   daemon().attach("low", low, "kernel", {{"band", 1}, {"minimum", "128M"}});
   vmkit::Agent(high).mount();

@@ -46,13 +46,6 @@ void VmTest::boot_with_balloon(vmkit::VmOptions options, const std::string& refa
 
 void VmTest::wait_connected(const std::string& name) { daemon().wait_connected(name); }
 
-void VmTest::touch_free_memory(vmkit::Vm& vm) {
-  const Bytes free = vm.guest().meminfo("MemFree");
-  // The guest's own reserves grow with its size, and no OOM kill is wanted here.
-  const Bytes left = std::max(Bytes::mib(64), Bytes(vm.options().memory.count() / 16));
-  vm.guest().touch_and_free((free - left).page_floor());
-}
-
 ::testing::AssertionResult VmTest::wait_for(const std::string& what,
                                             const std::function<bool()>& condition,
                                             std::chrono::seconds timeout) {

@@ -33,9 +33,7 @@ class VmTest : public ::testing::Test {
   void boot_with_balloon(vmkit::VmOptions options = {}, const std::string& refault = "kernel");
   void wait_connected(const std::string& name = kName);
 
-  /// Makes the host have memory behind nearly every frame of the guest.
-  void touch_free_memory(vmkit::Vm& vm);
-  void touch_free_memory() { touch_free_memory(vm()); }
+  void touch_free_memory() { vmkit::touch_free_memory(vm()); }
 
   /// Waits until `condition` holds; a test failure naming `what` where it does not in time.
   ::testing::AssertionResult wait_for(const std::string& what,

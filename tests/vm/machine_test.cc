@@ -49,7 +49,7 @@ TEST_F(Machine, TwoGuestsAtOnce) {
   daemon().attach("two", two);
   for (vmkit::Vm* each : {&one, &two}) {
     each->guest().fill("held", Bytes::mib(100));
-    touch_free_memory(*each);
+    vmkit::touch_free_memory(*each);
     Agent(*each).mount();
   }
   wait_connected("one");

@@ -65,19 +65,6 @@ void describe(Row& row, const Series& series) {
   row["settle_down_s"] = settle.empty() ? 0 : *std::max_element(settle.begin(), settle.end());
 }
 
-/// Counters of the guest, of which each step's share is told: where a mode costs the workload time.
-struct StepCost {
-  double guest_cpu_s = 0;
-  double disk_read_mib = 0;
-  std::uint64_t refaulted_pages = 0;
-};
-
-StepCost cost_now(vmkit::Vm& vm) {
-  return {vm.guest().call("cpu").at("busy_s").to_number<double>(),
-          static_cast<double>(vm.guest().vmstat("pgpgin")) / 1024,
-          vm.guest().vmstat("workingset_refault_file")};
-}
-
 Row Tracking::measure(const std::string& mode_name, const std::string& /*variant*/,
                       const Settings& settings) {
   const std::vector<Step> steps = make_steps(settings.steps, settings.step_seconds);
@@ -93,16 +80,16 @@ Row Tracking::measure(const std::string& mode_name, const std::string& /*variant
   double longest = 0;
   boost::json::array details;
   for (const Step& step : steps) {
-    const StepCost before = cost_now(run.vm());
+    const GuestCost before = GuestCost::now(run.vm());
     StaircaseLoad::Result done = load.run(step, run.recorder());
     errors += done.errors;
     completion += done.seconds;
     longest = std::max(longest, done.longest_pass_s);
-    const StepCost after = cost_now(run.vm());
+    const GuestCost cost = GuestCost::now(run.vm()) - before;
     details.push_back({{"seconds", done.seconds},
-                       {"guest_cpu_s", after.guest_cpu_s - before.guest_cpu_s},
-                       {"disk_read_mib", after.disk_read_mib - before.disk_read_mib},
-                       {"refaulted_pages", after.refaulted_pages - before.refaulted_pages},
+                       {"guest_cpu_s", cost.cpu_s},
+                       {"disk_read_mib", cost.disk_read_mib},
+                       {"refaulted_pages", cost.refaulted_pages},
                        {"pass_seconds", std::move(done.pass_seconds)}});
   }
   run.end();

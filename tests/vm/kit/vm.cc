@@ -1,5 +1,6 @@
 #include "tests/vm/kit/vm.h"
 
+#include <algorithm>
 #include <iostream>
 #include <stdexcept>
 
@@ -186,6 +187,13 @@ std::string Vm::console_tail(std::size_t lines) const { return tail_of(console_l
 void Vm::fail(const std::string& what) const {
   throw std::runtime_error(what + "\n--- QEMU said ---\n" + tail_of(dir_.file("qemu.log"), 20) +
                            "--- end of the guest's console ---\n" + console_tail());
+}
+
+void touch_free_memory(Vm& vm) {
+  const Bytes free = vm.guest().meminfo("MemFree");
+  // The guest's own reserves grow with its size, and no OOM kill is wanted here.
+  const Bytes left = std::max(Bytes::mib(64), Bytes(vm.options().memory.count() / 16));
+  vm.guest().touch_and_free((free - left).page_floor());
 }
 
 }  // namespace fileballoon::vmkit

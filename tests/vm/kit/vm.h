@@ -95,4 +95,8 @@ class Vm {
   std::unique_ptr<Footprint> footprint_;
 };
 
+/// Writes to nearly all free memory of the guest (64 MiB or a 16th of the RAM stay, so that
+/// nothing is reclaimed) and frees it: the host has memory behind nearly every frame then.
+void touch_free_memory(Vm& vm);
+
 }  // namespace fileballoon::vmkit
