@@ -9,6 +9,7 @@
 #include <cstring>
 #include <iostream>
 
+#include "bench/median.h"
 #include "bench/report.h"
 #include "tests/integration/uffd_own_memory.h"
 
@@ -102,10 +103,6 @@ Measured measure(const Case& c, Bytes size, unsigned rounds) {
       refills.push_back(gib / refill_s);
     }
   }
-  const auto median = [](std::vector<double>& values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-  };
   return {median(rates), median(refills)};
 }
 

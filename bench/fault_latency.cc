@@ -20,6 +20,7 @@
 #include <system_error>
 #include <thread>
 
+#include "bench/median.h"
 #include "bench/report.h"
 #include "tests/integration/uffd_own_memory.h"
 
@@ -225,11 +226,6 @@ Measured measure(const Case& c, Bytes size, unsigned rounds, std::chrono::micros
     result.stats = engine->stats();
   }
   return result;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 std::uint64_t quantile(const std::vector<std::uint32_t>& sorted, double q) {

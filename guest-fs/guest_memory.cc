@@ -1,6 +1,5 @@
 #include "guest-fs/guest_memory.h"
 
-#include <fcntl.h>
 #include <sys/sysinfo.h>
 #include <time.h>
 #include <unistd.h>
@@ -11,8 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <sstream>
-
-#include "fileballoon/unique_fd.h"
 
 namespace fileballoon::guest {
 namespace {
@@ -244,17 +241,6 @@ std::optional<std::uint64_t> find_vmstat(const std::string& text, const std::str
     return std::nullopt;
   }
   return std::strtoull(text.c_str() + at + key.size(), nullptr, 10);
-}
-
-std::string read_file(const std::string& path) {
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  std::string text;
-  std::array<char, 4096> buffer;
-  ssize_t got = 0;
-  while (fd.valid() && (got = ::read(fd.get(), buffer.data(), buffer.size())) > 0) {
-    text.append(buffer.data(), static_cast<std::size_t>(got));
-  }
-  return text;
 }
 
 }  // namespace fileballoon::guest

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fileballoon/frame.h"
+#include "guest-fs/reclaim/kernel_file.h"  // read_file(): whose text is parsed here
 
 namespace fileballoon::guest {
 
@@ -79,8 +80,5 @@ struct Pressure {
 /// The value of `name` in /proc/vmstat.
 [[nodiscard]] std::optional<std::uint64_t> find_vmstat(const std::string& text,
                                                        const std::string& name);
-
-/// The whole file, empty where it cannot be read. For /proc and /sys.
-[[nodiscard]] std::string read_file(const std::string& path);
 
 }  // namespace fileballoon::guest

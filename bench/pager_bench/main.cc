@@ -14,6 +14,7 @@
 #include <numeric>
 
 #include "bench/clock.h"
+#include "bench/median.h"
 #include "bench/pager_bench/kernel_swap.h"
 #include "bench/report.h"
 #include "tests/integration/uffd_own_memory.h"
@@ -50,11 +51,6 @@ std::uint64_t percentile(std::vector<std::uint64_t> values, double share) {
                            static_cast<std::size_t>(share * static_cast<double>(values.size())));
   std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(at), values.end());
   return values[at];
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0 : values[values.size() / 2];
 }
 
 void page_out_all(PageWriter& writer, std::uint64_t pages) {

@@ -91,7 +91,7 @@ MemoryHierarchy find_memory_hierarchy(const std::string& mountinfo, const std::s
   found.own = own_path(own_cgroups, "");
   if (found.root.empty()) {
     found.missing = "no cgroup file system is mounted (mount -t cgroup2 none /sys/fs/cgroup)";
-  } else if (!contains_word(read_kernel_file(found.root + "/cgroup.controllers"), "memory")) {
+  } else if (!contains_word(read_file(found.root + "/cgroup.controllers"), "memory")) {
     found.missing = "cgroup v2 at " + found.root +
                     " has no memory controller (is cgroup_disable=memory on the kernel's command "
                     "line?)";
@@ -120,7 +120,7 @@ bool BalloonCgroup::has_memory(const std::string& directory) const {
 
 bool BalloonCgroup::is_alone(const std::string& directory, const std::string& proc) const {
   const std::string own = executable(proc, "self");
-  std::istringstream pids(read_kernel_file(directory + "/cgroup.procs"));
+  std::istringstream pids(read_file(directory + "/cgroup.procs"));
   std::string pid;
   bool any = false;
   while (pids >> pid) {

@@ -39,7 +39,7 @@ bool has_option(std::string_view options, std::string_view option) {
 
 }  // namespace
 
-std::string read_kernel_file(const std::string& path) {
+std::string read_file(const std::string& path) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   std::string text;
   std::array<char, 8192> buffer;
@@ -90,7 +90,7 @@ std::string find_mount(std::string_view mountinfo, std::string_view type, std::s
 }
 
 Result<KernelMount> open_kernel_mount(const std::string& type) {
-  const std::string mounted = find_mount(read_kernel_file("/proc/self/mountinfo"), type);
+  const std::string mounted = find_mount(read_file("/proc/self/mountinfo"), type);
   if (!mounted.empty()) {
     return KernelMount{mounted, {}};
   }

@@ -10,8 +10,8 @@
 
 namespace fileballoon::guest {
 
-/// The whole file; empty where it cannot be read.
-[[nodiscard]] std::string read_kernel_file(const std::string& path);
+/// The whole file; empty where it cannot be read. For /proc and /sys.
+[[nodiscard]] std::string read_file(const std::string& path);
 /// 0 or an errno value. One write(2): the kernel takes one command at a time.
 [[nodiscard]] int write_kernel_file(const std::string& path, std::string_view text);
 /// 0, or the errno value that opening it for writing gives.

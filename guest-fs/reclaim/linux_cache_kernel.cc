@@ -16,8 +16,8 @@ namespace {
 bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 MemoryHierarchy hierarchy_of(const KernelPaths& paths, KernelMount& own_mount) {
-  const std::string mounts = read_kernel_file(paths.proc + "/self/mountinfo");
-  const std::string own = read_kernel_file(paths.proc + "/self/cgroup");
+  const std::string mounts = read_file(paths.proc + "/self/mountinfo");
+  const std::string own = read_file(paths.proc + "/self/cgroup");
   if (!paths.cgroup.empty()) {
     return find_memory_hierarchy(mounts, own, paths.cgroup);
   }
@@ -95,11 +95,11 @@ LinuxCacheKernel::LinuxCacheKernel(KernelPaths paths)
   features_.balloon_cgroup_missing = cgroup_.missing();
   find_generations();
   find_steps();
-  if (!parse_cache_numbers("", read_kernel_file(paths_.proc + "/pressure/memory")).stalled) {
+  if (!parse_cache_numbers("", read_file(paths_.proc + "/pressure/memory")).stalled) {
     features_.pressure_missing =
         "no /proc/pressure/memory (CONFIG_PSI, and psi=1 on the kernel's command line)";
   }
-  const std::string vmstat = read_kernel_file(paths_.proc + "/vmstat");
+  const std::string vmstat = read_file(paths_.proc + "/vmstat");
   if (vmstat.find("workingset_refault") == std::string::npos) {
     features_.refaults_missing = "no workingset_refault_file in /proc/vmstat (Linux 5.9 has it)";
   }
@@ -107,7 +107,7 @@ LinuxCacheKernel::LinuxCacheKernel(KernelPaths paths)
 
 void LinuxCacheKernel::find_generations() {
   std::string& missing = features_.generations_missing;
-  const std::string enabled = read_kernel_file(paths_.sys + "/kernel/mm/lru_gen/enabled");
+  const std::string enabled = read_file(paths_.sys + "/kernel/mm/lru_gen/enabled");
   if (enabled.empty()) {
     missing = "this kernel has no multi-generational LRU (Linux 6.1 with CONFIG_LRU_GEN)";
     return;
@@ -137,7 +137,7 @@ void LinuxCacheKernel::find_generations() {
     return;
   }
   if (cgroup_.missing().empty()) {
-    const auto all = parse_lru_gen(read_kernel_file(lru_gen_));
+    const auto all = parse_lru_gen(read_file(lru_gen_));
     const bool listed = std::any_of(all.begin(), all.end(), [&](const LruGenList& one) {
       return one.cgroup_path == cgroup_.path();
     });
@@ -166,14 +166,14 @@ void LinuxCacheKernel::find_steps() {
   // What is charged to the root cgroup itself is reached only by asking it to reclaim from
   // everybody, with memory.low for the balloon. The multi-generational LRU takes such a cgroup all
   // the same once it has visited the others (seen on 6.12: all of the balloon went), so not there.
-  const std::string lru_gen = read_kernel_file(paths_.sys + "/kernel/mm/lru_gen/enabled");
+  const std::string lru_gen = read_file(paths_.sys + "/kernel/mm/lru_gen/enabled");
   may_ask_root_ = (std::strtoul(lru_gen.c_str(), nullptr, 16) & 1U) == 0 &&
                   cgroup_.path().rfind('/') == 0 &&
                   exists(cgroup_.hierarchy().root + "/memory.reclaim");
   // Asking for nothing tells whether the key is known.
   if (const int error = write_kernel_file(own, "0 swappiness=0"); error == EINVAL) {
     say_swappiness_ = false;
-    if (read_kernel_file(paths_.proc + "/swaps").find('/') != std::string::npos) {
+    if (read_file(paths_.proc + "/swaps").find('/') != std::string::npos) {
       missing =
           "memory.reclaim has no swappiness= key here (Linux 6.10 has it), so it could swap out "
           "anonymous memory";
@@ -184,16 +184,16 @@ void LinuxCacheKernel::find_steps() {
 }
 
 CacheNumbers LinuxCacheKernel::numbers() {
-  return parse_cache_numbers(read_kernel_file(paths_.proc + "/vmstat"),
-                             read_kernel_file(paths_.proc + "/pressure/memory"));
+  return parse_cache_numbers(read_file(paths_.proc + "/vmstat"),
+                             read_file(paths_.proc + "/pressure/memory"));
 }
 
 std::vector<CacheList> LinuxCacheKernel::lists() {
   std::vector<CacheList> others;
   // With tiers where they are shown: a file that lacks is read as empty.
-  std::string text = read_kernel_file(lru_gen_ + "_full");
+  std::string text = read_file(lru_gen_ + "_full");
   if (text.empty()) {
-    text = read_kernel_file(lru_gen_);
+    text = read_file(lru_gen_);
   }
   for (LruGenList& one : parse_lru_gen(text)) {
     if (one.cgroup_path != cgroup_.path()) {
@@ -204,7 +204,7 @@ std::vector<CacheList> LinuxCacheKernel::lists() {
 }
 
 std::uint64_t LinuxCacheKernel::stolen() const {
-  return parse_cache_numbers(read_kernel_file(paths_.proc + "/vmstat"), "").stolen;
+  return parse_cache_numbers(read_file(paths_.proc + "/vmstat"), "").stolen;
 }
 
 int LinuxCacheKernel::age(const CacheList& list, std::uint64_t youngest) {

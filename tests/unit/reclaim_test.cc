@@ -164,7 +164,7 @@ class FakeKernel : public testing::Test {
     std::ofstream(full) << text;
   }
   [[nodiscard]] std::string get(const std::string& path) const {
-    return read_kernel_file(root_ + "/" + path);
+    return read_file(root_ + "/" + path);
   }
   void remove(const std::string& path) { std::filesystem::remove_all(root_ + "/" + path); }
   void add_group(const std::string& name, const std::string& pids) {
