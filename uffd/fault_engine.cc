@@ -217,11 +217,12 @@ void FaultEngine::Reader::run() {
         looked = now;
         const Clock::time_point any(engine_.last_active_.load(std::memory_order_relaxed));
         const auto idle = now - std::max(active, any);
-        // While another reader answers, which with a disk takes longer than a spin, the answered
-        // thread's CPU is kept awake for it.
-        spins = !crowded.at(now) &&
-                (idle < spin_ ||
-                 (engine_.answering_.load(std::memory_order_relaxed) > 0 && idle < kLongestAnswer));
+        spins = !crowded.at(now) && idle < spin_;
+        if (engine_.answering_.load(std::memory_order_relaxed) > 0) {
+          // Another reader answers, which with a disk takes longer than a spin: the answered
+          // thread's CPU is kept awake for it, or left to whoever serves that disk.
+          spins = engine_.keeps_cpus_awake() && !crowded.at(now) && idle < kLongestAnswer;
+        }
       }
       if (spins) {
         // Giving way also lets the answered thread have this very CPU (p99 9 us, 107 without).
@@ -559,6 +560,10 @@ FaultEngine::~FaultEngine() {
   }
   const std::uint64_t one = 1;
   (void)!::write(stop_.get(), &one, sizeof one);
+}
+
+bool FaultEngine::keeps_cpus_awake() const {
+  return source_ == nullptr || source_->wants_cpus_awake();
 }
 
 bool FaultEngine::serving() const {

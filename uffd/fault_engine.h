@@ -57,6 +57,8 @@ class PageSource {
   /// which are all paged and hold `fault`.
   [[nodiscard]] virtual Content fetch(std::uint32_t object, std::uint64_t first,
                                       std::uint32_t count, std::uint64_t fault) = 0;
+  /// Whether the other readers had better stay awake while a fetch() waits.
+  [[nodiscard]] virtual bool wants_cpus_awake() const { return true; }
   /// These pages are in the guest's memory now: their stored content is of no use any more.
   virtual void filled(std::uint32_t object, std::uint64_t first, std::uint32_t count) = 0;
 };
@@ -122,6 +124,8 @@ class FaultEngine {
 
  private:
   class Reader;
+
+  [[nodiscard]] bool keeps_cpus_awake() const;
 
   WatchedRam& ram_;
   Options options_;

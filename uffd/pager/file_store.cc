@@ -17,6 +17,8 @@
 namespace fileballoon {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr std::chrono::microseconds kCrowded{200};
 
 std::uint64_t offset_of(std::uint32_t slot) {
@@ -214,9 +216,7 @@ StoreStatus FileStore::get(std::span<PageGet> pages) {
   return first;
 }
 
-// One request. A thread that sleeps until its disk is done leaves its CPU idle, and on a virtual
-// machine waking that up takes as long as half a read; one that gives way to others and looks for
-// the completion is there at once. Where the ring is in use, by another reader, a plain preadv.
+// One request. Where the ring is in use, by another reader, a plain preadv.
 std::int64_t FileStore::read_run(std::span<iovec> into, std::uint64_t offset) {
   const std::unique_lock lock(read_mutex_, std::try_to_lock);
   if (!lock.owns_lock()) {
@@ -226,14 +226,14 @@ std::int64_t FileStore::read_run(std::span<iovec> into, std::uint64_t offset) {
   io_uring* ring = read_ring_.get();
   io_uring_sqe* sqe = io_uring_get_sqe(ring);
   io_uring_prep_readv(sqe, file_.fd(), into.data(), static_cast<unsigned>(into.size()), offset);
-  (void)io_uring_submit(ring);
-  io_uring_cqe* cqe = nullptr;
-  using Clock = std::chrono::steady_clock;
   thread_local CrowdedCpus crowded(kCrowded);
+  const bool awake = wait_.awake();
   const auto start = Clock::now();
   auto now = start;
+  (void)io_uring_submit(ring);
+  io_uring_cqe* cqe = nullptr;
   while (io_uring_peek_cqe(ring, &cqe) != 0) {
-    if (now - start < kSpin && !crowded.at(now)) {
+    if (awake && now - start < kSpin && !crowded.at(now)) {
       ::sched_yield();
       const auto before = std::exchange(now, Clock::now());
       crowded.gave_way(now - before, now);
@@ -243,6 +243,9 @@ std::int64_t FileStore::read_run(std::span<iovec> into, std::uint64_t offset) {
   }
   const std::int64_t result = cqe->res;
   io_uring_cqe_seen(ring, cqe);
+  if (into.size() == 1) {  // reads of one length, to compare
+    wait_.took(Clock::now() - start);
+  }
   return result;
 }
 

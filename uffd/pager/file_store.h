@@ -16,6 +16,7 @@
 #include "uffd/pager/slot_runs.h"
 #include "uffd/pager/store_file.h"
 #include "uffd/pager/uring.h"
+#include "uffd/pager/wait_choice.h"
 #include "uffd/pager/write_budget.h"
 
 namespace fileballoon {
@@ -28,6 +29,7 @@ class FileStore final : public PageStore {
 
   [[nodiscard]] StoreStatus put(std::span<PagePut> pages) override;
   [[nodiscard]] StoreStatus get(std::span<PageGet> pages) override;
+  [[nodiscard]] bool wants_cpus_awake() const override { return wait_.awake(); }
   void free(Slot slot) override;
   void maintain(SlotOwner& owner) override;
   [[nodiscard]] StoreStats stats() const override;
@@ -66,6 +68,7 @@ class FileStore final : public PageStore {
 
   std::mutex read_mutex_;  // innermost; readers of scattered pages only
   Uring read_ring_;
+  WaitChoice wait_;
 
   mutable std::mutex slots_mutex_;  // innermost, never held across I/O
   SlotRuns slots_;

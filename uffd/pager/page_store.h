@@ -101,6 +101,9 @@ class PageStore {
   /// first status that is not ok. Thread-safe, allocates nothing, never waits for a put().
   [[nodiscard]] virtual StoreStatus get(std::span<PageGet> pages) = 0;
 
+  /// Whether CPUs had better stay awake while a get() waits for its medium. Thread-safe.
+  [[nodiscard]] virtual bool wants_cpus_awake() const { return true; }
+
   /// Gives a slot back. Thread-safe; cheap enough for the fault path.
   virtual void free(Slot slot) = 0;
 

@@ -7,7 +7,12 @@
 namespace fileballoon {
 
 Uring::Uring(unsigned entries) : entries_(entries) {
-  const int result = io_uring_queue_init(entries, &ring_, 0);
+  // No interrupt to the CPU of the thread that waits: it enters the kernel soon by itself, be it to
+  // wait or to give way (Linux 5.19, io_uring_setup(2)).
+  int result = io_uring_queue_init(entries, &ring_, IORING_SETUP_COOP_TASKRUN);
+  if (result == -EINVAL) {
+    result = io_uring_queue_init(entries, &ring_, 0);
+  }
   if (result < 0) {
     throw std::system_error(-result, std::generic_category(),
                             result == -EPERM
