@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 #include <system_error>
 
 #include "uffd/crowded_cpus.h"
@@ -31,10 +32,17 @@ constexpr std::chrono::microseconds kNoMemoryRetry{2000};
 // While the RAM takes all it may (page-out makes room for hundreds of pages in that time), or what
 // is waited for is lost.
 constexpr std::chrono::microseconds kHeldRetry{500};
-// Between two looks at the clock a reader looks for faults so often, and gives way each time: some
-// microseconds while a CPU is free.
-constexpr unsigned kIdleReads = 8;
+// Giving way takes a microsecond or two while the CPU is free; longer than so somebody has run
+// there meanwhile, longer than so somebody who will not stop soon.
+constexpr std::chrono::microseconds kRan{3};
 constexpr std::chrono::microseconds kCrowded{500};
+// For so long a message is left to the reader on whose CPU its thread is believed to be: until that
+// reader has the CPU and has read. After so many times for nothing in a row none is, for so long.
+constexpr std::chrono::microseconds kHold{8};
+constexpr unsigned kMostInVain = 4;
+constexpr std::chrono::milliseconds kHoldsNot{10};
+// Own shards that has_messages() looks at.
+constexpr std::size_t kMostPolled = 16;
 // What a flash disk takes at most; for a slower one nobody stays awake.
 constexpr std::chrono::microseconds kLongestAnswer{300};
 // Refaulted ranges that wait for the control plane: at 1 MiB each 4 GiB of deflation.
@@ -45,6 +53,13 @@ unsigned usable_cpus() {
   CPU_ZERO(&set);
   return ::sched_getaffinity(0, sizeof set, &set) == 0 ? static_cast<unsigned>(CPU_COUNT(&set)) : 1;
 }
+
+struct Fault {
+  std::uint64_t address = 0;
+  std::uint64_t flags = 0;
+  std::uint32_t shard = 0;
+  Clock::time_point read_at{};
+};
 
 // Counts its owner among those at work.
 class Answering {
@@ -76,14 +91,30 @@ const char* to_string(Resolver resolver) {
   return "?";
 }
 
+// What goes with one userfaultfd, for the reader that has it: one at a time, so that a fault is
+// answered before an event that follows it is read, and streams are seen whole.
+struct FaultEngine::Shard {
+  explicit Shard(RefaultWindow::Options options) : window(options) {}
+
+  std::mutex busy;
+  RefaultWindow window;
+  std::array<Fault, kDeferred> deferred{};
+  std::size_t deferred_count = 0;
+  std::atomic<bool> has_deferred{false};
+  // Ranges filled and woken since the messages at hand were read: their faults are answered.
+  std::array<AddressRange, kBatch> answered{};
+  std::size_t answered_count = 0;
+  // Of the window, for stats().
+  std::atomic<std::uint64_t> sequential{0}, window_used{0}, window_unused{0};
+};
+
 // One thread and what it alone writes. Counters are atomics with one writer, read by stats().
 class FaultEngine::Reader {
  public:
   Reader(FaultEngine& engine, std::vector<std::uint32_t> shards)
       : engine_(engine),
         shards_(std::move(shards)),
-        filler_(engine.ram_, engine.options_.resolver, engine.source_),
-        window_(engine.options_.window) {
+        filler_(engine.ram_, engine.options_.resolver, engine.source_) {
     max_spin_ = usable_cpus() > 1 ? engine.options_.max_spin : std::chrono::microseconds(0);
     spin_ = max_spin_;
     polled_.reserve(engine.ram_.shards().size() + 1);
@@ -103,9 +134,8 @@ class FaultEngine::Reader {
   [[nodiscard]] bool serving() const { return serving_.load(std::memory_order_relaxed); }
 
   struct Counters {
-    std::atomic<std::uint64_t> missing{0}, minor{0}, write_protect{0}, shared{0}, sequential{0},
-        window_used{0}, window_unused{0}, foreign{0}, deferred{0}, removes{0}, reads{0}, sleeps{0},
-        refaulted{0}, deflated{0}, dropped{0};
+    std::atomic<std::uint64_t> missing{0}, minor{0}, write_protect{0}, shared{0}, foreign{0},
+        deferred{0}, removes{0}, reads{0}, sleeps{0}, refaulted{0}, deflated{0}, dropped{0};
   };
   [[nodiscard]] const Counters& counters() const { return counters_; }
   [[nodiscard]] const LatencyHistogram& latency() const { return latency_; }
@@ -125,12 +155,6 @@ class FaultEngine::Reader {
   }
 
  private:
-  struct Fault {
-    std::uint64_t address = 0;
-    std::uint64_t flags = 0;
-    std::uint32_t shard = 0;
-    Clock::time_point read_at{};
-  };
   struct Refault {
     std::uint32_t object = 0;
     std::uint32_t count = 0;
@@ -143,34 +167,40 @@ class FaultEngine::Reader {
   }
 
   void run();
-  bool read_all();
-  void take(std::uint32_t shard, const uffd_msg& message, Clock::time_point now);
-  void answer_or_defer(const Fault& fault);
-  void retry_deferred();
+  bool serve_all();
+  bool serve(std::uint32_t number);
+  void take(std::uint32_t number, const uffd_msg& message, Clock::time_point now);
+  void answer_or_defer(Shard& shard, const Fault& fault);
+  bool retry_deferred();
+  void retry_deferred(Shard& shard);
   void note_latency(const Fault& fault);
+  void note_trouble(Answer result);
+  [[nodiscard]] bool spins(Clock::time_point now, Clock::time_point active) const;
+  void give_way(Clock::time_point now);
+  [[nodiscard]] bool holds_back();
+  [[nodiscard]] bool has_messages();
   void sleep(bool for_own);
-  [[nodiscard]] Answer answer(const Fault& fault);
-  [[nodiscard]] Answer answer_missing(const WatchedRam::Region& region, const Fault& fault);
+  [[nodiscard]] Answer answer(Shard& shard, const Fault& fault);
+  [[nodiscard]] Answer answer_missing(Shard& shard, const WatchedRam::Region& region,
+                                      const Fault& fault);
   [[nodiscard]] Answer answer_write_protect(const WatchedRam::Region& region,
                                             std::uint64_t address);
   void removed(std::uint64_t start, std::uint64_t end);
   void report(std::uint32_t object, std::uint64_t first, std::uint32_t count);
 
   FaultEngine& engine_;
-  std::vector<std::uint32_t> shards_;
+  std::vector<std::uint32_t> shards_;  // its own: looked at whenever it looks
   RangeFiller filler_;
-  RefaultWindow window_;
   std::chrono::microseconds max_spin_;
   std::chrono::microseconds spin_;
   std::vector<pollfd> polled_;
-  std::array<Fault, kDeferred> deferred_{};
-  std::size_t deferred_count_ = 0;
+  CrowdedCpus crowded_{kCrowded};
+  bool is_fresh_ = true;  // somebody may have run on this CPU until a moment ago
+  unsigned in_vain_ = 0;
+  Clock::time_point holds_not_until_{};
   bool out_of_memory_ = false;
   bool held_ = false;
   Clock::time_point woken_at_{};  // of the last answer, where its range was not full then
-  // Ranges filled and woken since the messages at hand were read: their faults are answered.
-  std::array<AddressRange, kBatch> answered_{};
-  std::size_t answered_count_ = 0;
   Counters counters_;
   LatencyHistogram latency_;
   std::array<Refault, kRing> ring_{};
@@ -185,62 +215,130 @@ void FaultEngine::Reader::run() {
   ::pthread_setname_np(::pthread_self(), "fb-faults");
   ask_for_prompt_wakeups();
   auto active = Clock::now();
-  unsigned idle_reads = 0;
-  Clock::time_point looked = active;  // at the clock
-  CrowdedCpus crowded(kCrowded);
   while (!stop_.load(std::memory_order_relaxed) && serving()) {
-    if (read_all()) {
-      idle_reads = 0;
-      looked = active = Clock::now();
+    if (serve_all()) {
+      active = Clock::now();
       engine_.last_active_.store(active.time_since_epoch(), std::memory_order_relaxed);
+      // The answered thread may have run on this CPU since: it takes the CPU as it wakes.
+      is_fresh_ = true;
       continue;
     }
-    if (deferred_count_ > 0) {
-      retry_deferred();
-      if (deferred_count_ > 0) {
+    if (engine_.has_deferred()) {
+      if (retry_deferred()) {
         const auto pause = out_of_memory_ ? kNoMemoryRetry : held_ ? kHeldRetry : kRetry;
         const timespec wait{0, std::chrono::nanoseconds(pause).count()};
         (void)::ppoll(polled_.data(), out_of_memory_ ? 1 : polled_.size(), &wait, nullptr);
       }
-      looked = active = Clock::now();
+      active = Clock::now();
       continue;
     }
-    // Looking at the clock costs as much as a read; once in eight is exact enough. Faults of any
-    // shard keep all readers looking: one that gives way on the CPU where the answered thread
-    // belongs picks that thread up at once, which otherwise takes an interrupt to that CPU (5 us
-    // instead of 21 for a single refault in a virtual machine).
-    if (spin_.count() > 0 && !crowded.at(active)) {
-      bool spins = true;
-      if (++idle_reads % kIdleReads == 0) {
-        const auto now = Clock::now();
-        crowded.gave_way(now - looked, now);
-        looked = now;
-        const Clock::time_point any(engine_.last_active_.load(std::memory_order_relaxed));
-        const auto idle = now - std::max(active, any);
-        spins = !crowded.at(now) && idle < spin_;
-        if (engine_.answering_.load(std::memory_order_relaxed) > 0) {
-          // Another reader answers, which with a disk takes longer than a spin: the answered
-          // thread's CPU is kept awake for it, or left to whoever serves that disk.
-          spins = engine_.keeps_cpus_awake() && !crowded.at(now) && idle < kLongestAnswer;
-        }
-      }
-      if (spins) {
-        // Giving way also lets the answered thread have this very CPU (p99 9 us, 107 without).
-        ::sched_yield();
-        continue;
-      }
+    const auto now = Clock::now();
+    if (spins(now, active)) {
+      give_way(now);
+      continue;
     }
-    const auto slept = Clock::now();
-    sleep(crowded.at(slept));
-    looked = active = Clock::now();
+    sleep(crowded_.at(now));
+    is_fresh_ = true;
+    active = Clock::now();
     // As with the kernel's halt polling: a wake-up soon after going to sleep says that a longer
     // spin would have caught it; a long sleep says that spinning was for nothing.
-    if (active - slept < max_spin_) {
+    if (active - now < max_spin_) {
       spin_ = std::min(max_spin_, std::max(spin_ * 2, std::chrono::microseconds(10)));
     } else {
       spin_ /= 2;
     }
   }
+}
+
+// Whether to look again and not to sleep. Faults of any shard keep all readers looking: one that
+// gives way on the CPU where the answered thread belongs picks that thread up at once, which
+// otherwise takes an interrupt to that CPU (5 us instead of 21 for a single refault in a virtual
+// machine).
+bool FaultEngine::Reader::spins(Clock::time_point now, Clock::time_point active) const {
+  if (spin_.count() == 0 || crowded_.at(now)) {
+    return false;
+  }
+  const Clock::time_point any(engine_.last_active_.load(std::memory_order_relaxed));
+  const auto idle = now - std::max(active, any);
+  if (engine_.answering_.load(std::memory_order_relaxed) > 0) {
+    // Another reader answers, which with a disk takes longer than a spin: the answered thread's CPU
+    // is kept awake for it, or left to whoever serves that disk.
+    return engine_.keeps_cpus_awake() && idle < kLongestAnswer;
+  }
+  return idle < spin_;
+}
+
+// Also lets the answered thread have this very CPU (p99 9 us, 107 without).
+void FaultEngine::Reader::give_way(Clock::time_point now) {
+  ::sched_yield();
+  const auto after = Clock::now();
+  crowded_.gave_way(after - now, after);
+  is_fresh_ = after - now > kRan;
+}
+
+// A thread that runs on this CPU until it faults is answered and woken here best: no CPU has to be
+// interrupted for it. So a reader to which its CPU has just been given back takes messages of all
+// shards; one that looks all the time, which is quicker to see them, leaves the first moments to
+// the one that did so with the last fault.
+bool FaultEngine::Reader::serve_all() {
+  if (!is_fresh_ && holds_back()) {
+    return false;
+  }
+  bool any = false;
+  for (const std::uint32_t shard : shards_) {
+    any = serve(shard) || any;
+  }
+  if (is_fresh_) {
+    for (std::uint32_t shard = 0; shard < engine_.shards_.size(); ++shard) {
+      const bool own = std::find(shards_.begin(), shards_.end(), shard) != shards_.end();
+      any = (!own && serve(shard)) || any;
+    }
+  }
+  if (any) {
+    engine_.at_hand_.store(is_fresh_ ? this : nullptr, std::memory_order_relaxed);
+  }
+  return any;
+}
+
+// Waits for a moment where a message is another's. False: none is, any more.
+bool FaultEngine::Reader::holds_back() {
+  const Reader* at_hand = engine_.at_hand_.load(std::memory_order_relaxed);
+  auto now = Clock::now();
+  if (at_hand == nullptr || at_hand == this || now < holds_not_until_) {
+    return false;
+  }
+  if (!has_messages()) {
+    return true;  // and nothing to take
+  }
+  const auto seen = now;
+  while (now - seen < kHold) {
+    give_way(now);
+    if (is_fresh_) {
+      return false;  // not idle, and perhaps the one where the thread was
+    }
+    if (!has_messages()) {
+      in_vain_ = 0;
+      return true;
+    }
+    now = Clock::now();
+  }
+  if (++in_vain_ >= kMostInVain) {
+    in_vain_ = 0;
+    holds_not_until_ = now + kHoldsNot;
+  }
+  return false;
+}
+
+// Of its own shards.
+bool FaultEngine::Reader::has_messages() {
+  std::array<pollfd, kMostPolled> polled;
+  std::size_t count = 0;
+  for (const std::uint32_t shard : shards_) {
+    if (count < polled.size()) {
+      polled[count++] = {engine_.ram_.shards()[shard].fd(), POLLIN, 0};
+    }
+  }
+  return ::poll(polled.data(), count, 0) != 0;
 }
 
 // `for_own`: until its own shards have something. A message that waits for another reader would
@@ -263,50 +361,48 @@ void FaultEngine::Reader::sleep(bool for_own) {
   }
 }
 
-bool FaultEngine::Reader::read_all() {
-  bool any = false;
-  for (const std::uint32_t shard : shards_) {
-    if (deferred_count_ + kBatch > kDeferred) {
+bool FaultEngine::Reader::serve(std::uint32_t number) {
+  Shard& shard = *engine_.shards_[number];
+  const std::unique_lock lock(shard.busy, std::try_to_lock);
+  if (!lock.owns_lock() || shard.deferred_count + kBatch > kDeferred) {
+    return false;
+  }
+  std::array<uffd_msg, kBatch> messages;
+  std::size_t count = 0;
+  switch (engine_.ram_.shards()[number].read(messages, count)) {
+    case UffdRead::empty:
+      return false;
+    case UffdRead::closed:
+      serving_.store(false, std::memory_order_relaxed);
+      return false;
+    case UffdRead::messages:
       break;
-    }
-    std::array<uffd_msg, kBatch> messages;
-    std::size_t count = 0;
-    switch (engine_.ram_.shards()[shard].read(messages, count)) {
-      case UffdRead::empty:
-        continue;
-      case UffdRead::closed:
-        serving_.store(false, std::memory_order_relaxed);
-        return any;
-      case UffdRead::messages:
-        break;
-    }
-    any = true;
-    bump(counters_.reads);
-    const auto now = Clock::now();
-    const Answering answering(engine_.answering_);
-    answered_count_ = 0;
-    // Events first: the kernel hands out faults before events, but a fault in a range that a
-    // REMOVE in the same batch names must be answered as removed.
-    for (std::size_t i = 0; i < count; ++i) {
-      if (messages[i].event != UFFD_EVENT_PAGEFAULT) {
-        take(shard, messages[i], now);
-      }
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-      if (messages[i].event == UFFD_EVENT_PAGEFAULT) {
-        take(shard, messages[i], now);
-      }
+  }
+  bump(counters_.reads);
+  const auto now = Clock::now();
+  const Answering answering(engine_.answering_);
+  shard.answered_count = 0;
+  // Events first: the kernel hands out faults before events, but a fault in a range that a REMOVE
+  // in the same batch names must be answered as removed.
+  for (std::size_t i = 0; i < count; ++i) {
+    if (messages[i].event != UFFD_EVENT_PAGEFAULT) {
+      take(number, messages[i], now);
     }
   }
-  return any;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (messages[i].event == UFFD_EVENT_PAGEFAULT) {
+      take(number, messages[i], now);
+    }
+  }
+  return true;
 }
 
-void FaultEngine::Reader::take(std::uint32_t shard, const uffd_msg& message,
+void FaultEngine::Reader::take(std::uint32_t number, const uffd_msg& message,
                                Clock::time_point now) {
   switch (message.event) {
     case UFFD_EVENT_PAGEFAULT:
-      answer_or_defer({message.arg.pagefault.address & ~(kPageSize - 1),
-                       message.arg.pagefault.flags, shard, now});
+      answer_or_defer(*engine_.shards_[number], {message.arg.pagefault.address & ~(kPageSize - 1),
+                                                 message.arg.pagefault.flags, number, now});
       break;
     case UFFD_EVENT_REMOVE:
       bump(counters_.removes);
@@ -334,19 +430,24 @@ void FaultEngine::Reader::take(std::uint32_t shard, const uffd_msg& message,
   }
 }
 
-void FaultEngine::Reader::answer_or_defer(const Fault& fault) {
-  const Answer result = answer(fault);
+void FaultEngine::Reader::answer_or_defer(Shard& shard, const Fault& fault) {
+  const Answer result = answer(shard, fault);
   if (result == Answer::done) {
     note_latency(fault);
     return;
   }
-  out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
-  held_ = held_ || result == Answer::held || result == Answer::lost;
+  note_trouble(result);
   if (result == Answer::held) {
     engine_.ram_.fill_limit().count_held();
   }
   bump(counters_.deferred);
-  deferred_[deferred_count_++] = fault;  // there is room: see read_all()
+  shard.deferred[shard.deferred_count++] = fault;  // there is room: see serve()
+  shard.has_deferred.store(true, std::memory_order_relaxed);
+}
+
+void FaultEngine::Reader::note_trouble(Answer result) {
+  out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
+  held_ = held_ || result == Answer::held || result == Answer::lost;
 }
 
 void FaultEngine::Reader::note_latency(const Fault& fault) {
@@ -354,24 +455,35 @@ void FaultEngine::Reader::note_latency(const Fault& fault) {
   latency_.add((early ? woken_at_ : Clock::now()) - fault.read_at);
 }
 
-void FaultEngine::Reader::retry_deferred() {
+// Of all shards: who put a fault aside has perhaps gone to sleep. Whether any are left.
+bool FaultEngine::Reader::retry_deferred() {
   out_of_memory_ = held_ = false;
-  answered_count_ = 0;
-  std::size_t kept = 0;
-  for (std::size_t i = 0; i < deferred_count_; ++i) {
-    const Answer result = answer(deferred_[i]);
-    if (result == Answer::done) {
-      note_latency(deferred_[i]);
-    } else {
-      out_of_memory_ = out_of_memory_ || result == Answer::no_memory;
-      held_ = held_ || result == Answer::held || result == Answer::lost;
-      deferred_[kept++] = deferred_[i];
+  for (const auto& shard : engine_.shards_) {
+    const std::unique_lock lock(shard->busy, std::try_to_lock);
+    if (lock.owns_lock()) {
+      retry_deferred(*shard);
     }
   }
-  deferred_count_ = kept;
+  return engine_.has_deferred();
 }
 
-FaultEngine::Reader::Answer FaultEngine::Reader::answer(const Fault& fault) {
+void FaultEngine::Reader::retry_deferred(Shard& shard) {
+  shard.answered_count = 0;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < shard.deferred_count; ++i) {
+    const Answer result = answer(shard, shard.deferred[i]);
+    if (result == Answer::done) {
+      note_latency(shard.deferred[i]);
+    } else {
+      note_trouble(result);
+      shard.deferred[kept++] = shard.deferred[i];
+    }
+  }
+  shard.deferred_count = kept;
+  shard.has_deferred.store(kept > 0, std::memory_order_relaxed);
+}
+
+FaultEngine::Reader::Answer FaultEngine::Reader::answer(Shard& shard, const Fault& fault) {
   woken_at_ = {};
   WatchedRam& ram = engine_.ram_;
   const WatchedRam::Region* region = ram.find(fault.address);
@@ -383,7 +495,7 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer(const Fault& fault) {
   if ((fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0) {
     return answer_write_protect(*region, fault.address);
   }
-  return answer_missing(*region, fault);
+  return answer_missing(shard, *region, fault);
 }
 
 FaultEngine::Reader::Answer FaultEngine::Reader::answer_write_protect(
@@ -418,12 +530,13 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_write_protect(
   return Answer::done;
 }
 
-FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam::Region& region,
+FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(Shard& shard,
+                                                                const WatchedRam::Region& region,
                                                                 const Fault& fault) {
   const std::uint64_t address = fault.address;
   const bool minor = (fault.flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0;
-  for (std::size_t i = 0; i < answered_count_; ++i) {
-    if (answered_[i].contains(address)) {
+  for (std::size_t i = 0; i < shard.answered_count; ++i) {
+    if (shard.answered[i].contains(address)) {
       bump(counters_.shared);
       return Answer::done;  // it was woken after its message had been read
     }
@@ -444,7 +557,7 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam
       bump(counters_.foreign);
     }
   } else {
-    const RefaultWindow::Answer wanted = window_.next(region.object, page);
+    const RefaultWindow::Answer wanted = shard.window.next(region.object, page);
     // Clipped to what is in the same state around the page, the region, and the lock's piece.
     const std::uint64_t piece = RangeLocks::kPiece.whole_pages();
     const std::uint64_t low =
@@ -483,8 +596,8 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam
       break;
   }
   const AddressRange filled{region.address_of(outcome.first), Bytes::pages(outcome.count)};
-  if (answered_count_ < answered_.size()) {
-    answered_[answered_count_++] = filled;
+  if (shard.answered_count < shard.answered.size()) {
+    shard.answered[shard.answered_count++] = filled;
   }
   bump(minor ? counters_.minor : counters_.missing);
   if (outcome.count == 0) {
@@ -494,10 +607,11 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(const WatchedRam
   (void)frames.change(page, FrameState::guarded, FrameState::backed);
   if (state == FrameState::absent || state == FrameState::paged) {
     frames.set(outcome.first, outcome.count, FrameState::backed);
-    window_.filled(outcome.first, outcome.count);
-    counters_.sequential.store(window_.counters().sequential, std::memory_order_relaxed);
-    counters_.window_used.store(window_.counters().used, std::memory_order_relaxed);
-    counters_.window_unused.store(window_.counters().unused, std::memory_order_relaxed);
+    shard.window.filled(outcome.first, outcome.count);
+    const RefaultWindow::Counters& seen = shard.window.counters();
+    shard.sequential.store(seen.sequential, std::memory_order_relaxed);
+    shard.window_used.store(seen.used, std::memory_order_relaxed);
+    shard.window_unused.store(seen.unused, std::memory_order_relaxed);
     if (state == FrameState::absent) {
       bump(counters_.deflated, outcome.count);
     }
@@ -543,6 +657,9 @@ FaultEngine::FaultEngine(WatchedRam& ram, Options options, PageSource* source)
     throw std::system_error(errno, std::generic_category(), "eventfd for the fault engine");
   }
   const auto shards = static_cast<unsigned>(ram.shards().size());
+  for (unsigned i = 0; i < shards; ++i) {
+    shards_.push_back(std::make_unique<Shard>(options_.window));
+  }
   const unsigned wanted =
       options.readers != 0 ? std::min(options.readers, shards) : std::min(shards, usable_cpus());
   for (unsigned i = 0; i < wanted; ++i) {
@@ -560,6 +677,12 @@ FaultEngine::~FaultEngine() {
   }
   const std::uint64_t one = 1;
   (void)!::write(stop_.get(), &one, sizeof one);
+}
+
+bool FaultEngine::has_deferred() const {
+  return std::any_of(shards_.begin(), shards_.end(), [](const auto& shard) {
+    return shard->has_deferred.load(std::memory_order_relaxed);
+  });
 }
 
 bool FaultEngine::keeps_cpus_awake() const {
@@ -603,6 +726,11 @@ EngineStats FaultEngine::stats() const {
   const auto get = [](const std::atomic<std::uint64_t>& counter) {
     return counter.load(std::memory_order_relaxed);
   };
+  for (const auto& shard : shards_) {
+    sum.sequential += get(shard->sequential);
+    sum.window_used += get(shard->window_used);
+    sum.window_unused += get(shard->window_unused);
+  }
   for (const auto& reader : readers_) {
     const auto& c = reader->counters();
     const auto& f = reader->filler_counters();
@@ -610,10 +738,7 @@ EngineStats FaultEngine::stats() const {
     sum.minor_faults += get(c.minor);
     sum.write_protect_faults += get(c.write_protect);
     sum.shared_answers += get(c.shared);
-    sum.sequential += get(c.sequential);
     sum.pages_filled += get(f.pages);
-    sum.window_used += get(c.window_used);
-    sum.window_unused += get(c.window_unused);
     sum.content_pages += get(f.content_pages);
     sum.poisoned += get(f.poisoned);
     sum.foreign_faults += get(c.foreign);

@@ -1,5 +1,5 @@
 // FaultEngine: answers the faults of a watched VM. Each reader thread takes all waiting messages
-// of its shards in one read, resolves ranges instead of pages where a stream of faults is
+// of a shard in one read, resolves ranges instead of pages where a stream of faults is
 // sequential, spins for a while after work and then sleeps. On the way from a message to its answer
 // nothing is allocated, nothing is logged, and no lock is waited for: a range that is being
 // discarded at that moment is put aside and tried again. Deflation is reported by counters and a
@@ -124,6 +124,9 @@ class FaultEngine {
 
  private:
   class Reader;
+  struct Shard;
+
+  [[nodiscard]] bool has_deferred() const;
 
   [[nodiscard]] bool keeps_cpus_awake() const;
 
@@ -135,6 +138,9 @@ class FaultEngine {
   std::atomic<bool> deflation_signalled_{false};
   std::atomic<std::chrono::steady_clock::duration> last_active_{};  // of any reader
   std::atomic<unsigned> answering_{0};                              // readers
+  // Who answered the last message, if it had just been given its CPU back.
+  std::atomic<const Reader*> at_hand_{nullptr};
+  std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<std::unique_ptr<Reader>> readers_;
 };
 
