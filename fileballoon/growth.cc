@@ -47,6 +47,7 @@ GrowthDecision Growth::decide(const GuestSample& sample, const Limits& limits,
 void Growth::follow_target(Bytes target, std::uint64_t missing, std::uint64_t spare) {
   if (target > last_target_) {
     lay_free_ = std::min(missing, spare);
+    pace_ = std::max(kPagesBesideWork, lay_free_ / static_cast<std::uint64_t>(kRise.count()));
   }
   lay_free_ = std::min({lay_free_, missing, spare});
   last_target_ = target;
@@ -59,14 +60,14 @@ std::chrono::nanoseconds Growth::hold_back(std::uint64_t pages, Clock::time_poin
     return {};
   }
   const double passed = std::chrono::duration<double>(now - earned_at_).count();
-  earned_pages_ = std::min(earned_pages_ + passed * static_cast<double>(kPagesBesideWork),
+  earned_pages_ = std::min(earned_pages_ + passed * static_cast<double>(pace_),
                            static_cast<double>(batch_pages_));
   earned_at_ = now;
   const double short_of = static_cast<double>(pages) - earned_pages_;
-  return short_of <= 0 ? std::chrono::nanoseconds(0)
-                       : std::chrono::nanoseconds(
-                             1 + static_cast<std::int64_t>(1e9 * short_of /
-                                                           static_cast<double>(kPagesBesideWork)));
+  return short_of <= 0
+             ? std::chrono::nanoseconds(0)
+             : std::chrono::nanoseconds(
+                   1 + static_cast<std::int64_t>(1e9 * short_of / static_cast<double>(pace_)));
 }
 
 void Growth::note_taken(std::uint64_t pages) {

@@ -73,9 +73,12 @@ class Growth {
   static constexpr double kPressureShare = 0.10;
   /// Growth begins again this long after the last window of pressure.
   static constexpr std::chrono::seconds kPressurePause{1};
-  /// Beside work, of memory that lay free when the target rose, in a second (32 MiB), evenly: at
-  /// most one batch comes at once.
+  /// Beside work, memory that lay free when the target rose is taken evenly (at most one batch
+  /// comes at once), at least so many pages a second (32 MiB), and all within this time: a policy
+  /// gives the balloon 5 s by default before the host takes memory by force, which costs the guest
+  /// more.
   static constexpr std::uint64_t kPagesBesideWork = 8192;
+  static constexpr std::chrono::seconds kRise{4};
   /// Something besides the agent works that uses half a CPU; it counts for a second.
   static constexpr double kWorkingCpus = 0.5;
   static constexpr std::chrono::seconds kStillWorks{1};
@@ -111,6 +114,7 @@ class Growth {
   std::uint64_t batch_pages_;
   Bytes last_target_;
   std::uint64_t lay_free_ = 0;  // of what is missing: was there to be taken when the target rose
+  std::uint64_t pace_ = kPagesBesideWork;  // pages a second, of the last rise
   double earned_pages_ = 0;
   Clock::time_point earned_at_{};
   std::optional<double> others_cpu_s_;

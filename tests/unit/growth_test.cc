@@ -53,12 +53,13 @@ GrowthReason reason_after_a_batch(Growth& growth, const GuestSample& sample,
 
 // Follows the growth until `end` or until nothing is left to take; the pages it took.
 std::uint64_t grow_until(Growth& growth, std::uint64_t resident, Growth::Clock::time_point now,
-                         Growth::Clock::time_point end, double work = 1.0) {
+                         Growth::Clock::time_point end, double work = 1.0,
+                         const Limits& limits = kLimits) {
   std::uint64_t taken = 0;
   double used = 100;
   growth.note_others_cpu(used, now);
   while (now < end) {
-    const GrowthDecision d = growth.decide(roomy(resident + taken), kLimits, now);
+    const GrowthDecision d = growth.decide(roomy(resident + taken), limits, now);
     if (d.reason == GrowthReason::at_target) break;
     if (d.reason == GrowthReason::growing) {
       growth.note_taken(d.pages);
@@ -77,6 +78,17 @@ TEST(Growth, TakesWhatLayFreeSlowlyBesideWork) {
   const std::uint64_t taken = grow_until(growth, 0, kStart, kStart + milliseconds(500));
   EXPECT_LE(taken, Growth::kPagesBesideWork / 2 + kBatch);
   EXPECT_GE(taken, Growth::kPagesBesideWork / 2 - 2 * kBatch);
+}
+
+TEST(Growth, ALargeRiseIsFollowedBesideWorkBeforePoliciesLosePatience) {
+  Growth growth = beside_work();
+  const Limits limits{Bytes::pages(49000), Bytes(0)};
+  const std::uint64_t half = grow_until(growth, 0, kStart, kStart + Growth::kRise / 2, 1.0, limits);
+  EXPECT_GT(half, Growth::kPagesBesideWork * 2);
+  EXPECT_LE(half, 49000 / 2 + kBatch) << "and evenly";
+  const std::uint64_t rest = grow_until(growth, half, kStart + Growth::kRise / 2,
+                                        kStart + Growth::kRise + milliseconds(100), 1.0, limits);
+  EXPECT_EQ(half + rest, 49000U);
 }
 
 TEST(Growth, TakesWhatLayFreeAtOnceInAnIdleGuest) {
