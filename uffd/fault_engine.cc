@@ -41,8 +41,6 @@ constexpr std::chrono::microseconds kCrowded{500};
 constexpr std::chrono::microseconds kHold{8};
 constexpr unsigned kMostInVain = 4;
 constexpr std::chrono::milliseconds kHoldsNot{10};
-// Own shards that has_messages() looks at.
-constexpr std::size_t kMostPolled = 16;
 // What a flash disk takes at most; for a slower one nobody stays awake.
 constexpr std::chrono::microseconds kLongestAnswer{300};
 // Refaulted ranges that wait for the control plane: at 1 MiB each 4 GiB of deflation.
@@ -123,6 +121,9 @@ class FaultEngine::Reader {
     for (const Userfaultfd& shard : engine.ram_.shards()) {
       polled_.push_back({shard.fd(), POLLIN, 0});
     }
+    for (const std::uint32_t shard : shards_) {
+      own_polled_.push_back({engine.ram_.shards()[shard].fd(), POLLIN, 0});
+    }
     thread_ = std::thread([this] { run(); });
   }
   Reader(const Reader&) = delete;
@@ -194,6 +195,7 @@ class FaultEngine::Reader {
   std::chrono::microseconds max_spin_;
   std::chrono::microseconds spin_;
   std::vector<pollfd> polled_;
+  std::vector<pollfd> own_polled_;
   CrowdedCpus crowded_{kCrowded};
   bool is_fresh_ = true;  // somebody may have run on this CPU until a moment ago
   unsigned in_vain_ = 0;
@@ -331,14 +333,7 @@ bool FaultEngine::Reader::holds_back() {
 
 // Of its own shards.
 bool FaultEngine::Reader::has_messages() {
-  std::array<pollfd, kMostPolled> polled;
-  std::size_t count = 0;
-  for (const std::uint32_t shard : shards_) {
-    if (count < polled.size()) {
-      polled[count++] = {engine_.ram_.shards()[shard].fd(), POLLIN, 0};
-    }
-  }
-  return ::poll(polled.data(), count, 0) != 0;
+  return ::poll(own_polled_.data(), own_polled_.size(), 0) != 0;
 }
 
 // `for_own`: until its own shards have something. A message that waits for another reader would
