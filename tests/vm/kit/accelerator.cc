@@ -16,8 +16,8 @@
 namespace fileballoon::vmkit {
 namespace {
 
-constexpr auto kBootLimit = std::chrono::seconds(15);  // KVM boots this kernel in under 2 s
-constexpr auto kPoll = std::chrono::milliseconds(50);
+constexpr auto kProbeLimit = std::chrono::seconds(15);  // KVM boots this kernel in under 2 s
+constexpr auto kProbePoll = std::chrono::milliseconds(50);
 
 std::string first_line(const std::string& path) {
   std::ifstream file(path);
@@ -55,7 +55,7 @@ bool kvm_boots() {
   const auto panicked = [&] {
     return tail_of(console, 60).find("Kernel panic") != std::string::npos;
   };
-  (void)eventually([&] { return panicked() || !qemu.running(); }, kBootLimit, kPoll);
+  (void)eventually([&] { return panicked() || !qemu.running(); }, kProbeLimit, kProbePoll);
   return panicked();
 }
 

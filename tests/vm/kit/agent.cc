@@ -10,7 +10,7 @@ namespace fileballoon::vmkit {
 namespace {
 
 constexpr auto kMountLimit = std::chrono::seconds(20);
-constexpr auto kPoll = std::chrono::milliseconds(20);
+constexpr auto kMountPoll = std::chrono::milliseconds(20);
 constexpr const char* kLog = "/run/balloonfs.log";
 
 }  // namespace
@@ -34,14 +34,14 @@ void Agent::mount(const std::string& options, boost::json::object how) {
     const auto end = guest.call("ended", {{"pid", started.at("pid")}});
     return end.at("ended").as_bool() && end.at("wait_status").to_number<int>() != 0;
   };
-  (void)eventually([&] { return mounted() || failed(); }, kMountLimit, kPoll);
+  (void)eventually([&] { return mounted() || failed(); }, kMountLimit, kMountPoll);
   if (!mounted()) {
     throw std::runtime_error("balloonfs did not mount:\n" + guest.get_file(kLog));
   }
 }
 
 void Agent::wait_mounted() {
-  if (!eventually([&] { return mounted(); }, kMountLimit, kPoll)) {
+  if (!eventually([&] { return mounted(); }, kMountLimit, kMountPoll)) {
     (void)stats();  // throws what is wrong
   }
 }

@@ -25,7 +25,7 @@ namespace {
 // A snapshot is 100 to 200 MiB; the tests have about ten kinds of machine.
 constexpr std::size_t kMostKept = 16;
 constexpr auto kMigrationLimit = std::chrono::seconds(30);
-constexpr auto kPoll = std::chrono::milliseconds(5);
+constexpr auto kMigrationPoll = std::chrono::milliseconds(5);
 constexpr std::size_t kCopyStep = std::size_t{1} << 20;
 
 std::string kept_in() { return std::string(FILEBALLOON_BUILD_DIR) + "/tests/vm/boot-snapshots"; }
@@ -89,7 +89,7 @@ void wait_migrated(host::QmpClient& qmp) {
     }
     return status != nullptr && status->as_string() == "completed";
   };
-  if (!eventually(completed, kMigrationLimit, kPoll)) {
+  if (!eventually(completed, kMigrationLimit, kMigrationPoll)) {
     throw std::runtime_error("QEMU takes too long over the state of its devices");
   }
 }

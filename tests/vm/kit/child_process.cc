@@ -23,7 +23,7 @@
 namespace fileballoon::vmkit {
 namespace {
 
-constexpr auto kPoll = std::chrono::milliseconds(2);
+constexpr auto kExitPoll = std::chrono::milliseconds(2);
 
 // Never returns. On failure writes errno to `report`, which a successful exec closes.
 [[noreturn]] void exec_child(const std::vector<char*>& argv, int out, int err, int report,
@@ -115,7 +115,7 @@ void ChildProcess::signal(int number) {
 }
 
 std::optional<int> ChildProcess::wait(std::chrono::milliseconds timeout) {
-  (void)eventually([&] { return !running(); }, timeout, kPoll);
+  (void)eventually([&] { return !running(); }, timeout, kExitPoll);
   return status_;
 }
 
@@ -171,7 +171,7 @@ CommandResult run_command(const std::vector<std::string>& argv, std::chrono::mil
   close(out);
   close(err);
   int status = 0;
-  if (!eventually([&] { return waitpid(pid, &status, WNOHANG) != 0; }, timeout, kPoll)) {
+  if (!eventually([&] { return waitpid(pid, &status, WNOHANG) != 0; }, timeout, kExitPoll)) {
     ::kill(pid, SIGKILL);
     waitpid(pid, nullptr, 0);
     throw std::runtime_error(argv[0] + " took longer than " + std::to_string(timeout.count()) +

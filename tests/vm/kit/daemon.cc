@@ -19,7 +19,7 @@ constexpr auto kStartLimit = std::chrono::seconds(20);
 constexpr auto kStopLimit = std::chrono::seconds(10);
 constexpr auto kConnectLimit = std::chrono::seconds(60);
 constexpr auto kConnectPoll = std::chrono::milliseconds(20);
-constexpr auto kPoll = std::chrono::milliseconds(5);
+constexpr auto kStartPoll = std::chrono::milliseconds(5);
 
 }  // namespace
 
@@ -41,7 +41,7 @@ void Daemon::start() {
     if (!client) client = host::JsonLineClient::connect(socket_);
     return client.has_value();
   };
-  (void)eventually([&] { return answers() || !process_->running(); }, kStartLimit, kPoll);
+  (void)eventually([&] { return answers() || !process_->running(); }, kStartLimit, kStartPoll);
   if (!client) {
     throw std::runtime_error("fileballoond does not come up: " + client.error().message + "\n" +
                              log_tail());

@@ -12,7 +12,7 @@ namespace {
 // A boot takes 2–6 s under TCG on an idle machine; this is for a machine that is not.
 constexpr auto kBootLimit = std::chrono::seconds(90);
 constexpr auto kSocketLimit = std::chrono::seconds(20);
-constexpr auto kPoll = std::chrono::milliseconds(5);
+constexpr auto kSocketPoll = std::chrono::milliseconds(5);
 constexpr auto kResumeLimit = std::chrono::seconds(20);
 constexpr int kMostBoots = 4;
 
@@ -31,7 +31,7 @@ host::JsonLineClient connect_soon(const std::string& path, ChildProcess& qemu) {
     if (!client) client = host::JsonLineClient::connect(path);
     return client.has_value();
   };
-  (void)eventually([&] { return connected() || !qemu.running(); }, kSocketLimit, kPoll);
+  (void)eventually([&] { return connected() || !qemu.running(); }, kSocketLimit, kSocketPoll);
   if (client) return *std::move(client);
   if (!qemu.running()) throw std::runtime_error("QEMU ended at once");
   throw std::runtime_error(client.error().message);
