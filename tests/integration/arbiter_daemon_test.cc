@@ -237,7 +237,7 @@ TEST_F(PagedNeedTest, WhatLiesPagedOutIsNeededWhenItIsAskedBack) {
         tell();
         return need() > Bytes(0) && need() <= footprint() + Bytes::mib(16);
       },
-      90s))  // a fast deflation, where it is seen as one, is held for a while and then fades
+      180s))  // what was in use and a fast deflation fade with time constants of 60 and 30 s
       << ctl({"arbiter"}).text;
   EXPECT_LE(footprint(), Bytes::mib(320));
   EXPECT_EQ(vmm.ask("check 0 122880"), "0");
