@@ -145,8 +145,13 @@ VmPager::Answer VmPager::Link::talk(const std::optional<Order>& order,
       return {std::move(*status), ""};
     }
     start_again = now + kRetry;
-    const Result<void> started = start_paging(socket, options);
-    return {std::move(*status), started ? "" : started.error().message};
+    if (const Result<void> started = start_paging(socket, options); !started) {
+      return {std::move(*status), started.error().message};
+    }
+    status = client->status();  // a guest may be filling its RAM: nobody waits for the next look
+    if (!status) {
+      return fail(status.error());
+    }
   }
   // The keeper's own word is what counts: it may be another daemon's, or one from before a crash.
   if (ceiling && ceiling->most != status->service.ceiling && !(order && order->bring_back)) {
@@ -210,12 +215,13 @@ asio::awaitable<void> VmPager::talk() {
 }
 
 void VmPager::take(Answer answer) {
+  const bool was_ready = is_ready();
   failed_ = !answer.status;
   if (answer.status) {
     report(*answer.status);
     const PagerService::Status before = status_ ? status_->service : PagerService::Status();
     status_ = std::move(answer.status);
-    look_at_ceiling(before, status_->service);
+    look_at_ceiling(was_ready, before, status_->service);
   }
   if (!answer.problem.empty() && answer.problem != unavailable_) {
     events_.publish(Severity::warning, "paging-unavailable", vm_, answer.problem);
@@ -244,9 +250,10 @@ void VmPager::report(const PagingClient::Status& status) {
 }
 
 /// Whoever divides the host hears at once when a guest needs more than its ceiling leaves it, and
-/// when memory that a ceiling took has become free for others.
-void VmPager::look_at_ceiling(const PagerService::Status& before, const PagerService::Status& now) {
-  const bool is_new = before.ceiling != now.ceiling;
+/// when memory that a ceiling took has become free for others, and when a ceiling can be kept now.
+void VmPager::look_at_ceiling(bool was_ready, const PagerService::Status& before,
+                              const PagerService::Status& now) {
+  const bool is_new = before.ceiling != now.ceiling || (is_ready() && !was_ready);
   const bool is_close =
       now.ceiling && now.footprint + PagerService::reserve_of(*now.ceiling) >= *now.ceiling;
   if (on_ceiling_ && (is_new || is_close || now.held_faults > before.held_faults)) {

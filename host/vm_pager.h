@@ -38,7 +38,8 @@ class VmPager final : public Actor, public std::enable_shared_from_this<VmPager>
   ~VmPager() override;
 
   /// Starts to talk to the keeper; makes the store if it has none yet. `on_ceiling` is called when
-  /// a ceiling has come into force, and when the guest comes close to it or has to wait below it.
+  /// a ceiling can be kept or has come into force, and when the guest comes close to it or has to
+  /// wait below it.
   void start(std::function<void()> on_ceiling = {});
   /// Says nothing more to the keeper, which goes on as it was told.
   void stop();
@@ -85,7 +86,8 @@ class VmPager final : public Actor, public std::enable_shared_from_this<VmPager>
   void take(Answer answer);
   void report(const faultd::PagingClient::Status& status);
   void report_progress(const Paging::Detach& detach);
-  void look_at_ceiling(const PagerService::Status& before, const PagerService::Status& now);
+  void look_at_ceiling(bool was_ready, const PagerService::Status& before,
+                       const PagerService::Status& now);
 
   asio::io_context& control_;
   asio::thread_pool& pool_;
