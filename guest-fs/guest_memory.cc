@@ -1,7 +1,6 @@
 #include "guest-fs/guest_memory.h"
 
 #include <sys/sysinfo.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -47,15 +46,6 @@ double busy_seconds() {
   double idle = 0;
   (void)std::sscanf(read_file("/proc/uptime").c_str(), "%lf %lf", &up, &idle);
   return static_cast<double>(::sysconf(_SC_NPROCESSORS_ONLN)) * up - idle;
-}
-
-double process_cpu_seconds(pid_t pid) {
-  clockid_t clock{};
-  timespec used{};
-  if (::clock_getcpuclockid(pid, &clock) != 0 || ::clock_gettime(clock, &used) != 0) {
-    return 0;
-  }
-  return static_cast<double>(used.tv_sec) + static_cast<double>(used.tv_nsec) / 1e9;
 }
 
 MemoryInfo parse_meminfo(const std::string& text) {

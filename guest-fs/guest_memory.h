@@ -3,8 +3,6 @@
 // that tests replace. Single-threaded.
 #pragma once
 
-#include <sys/types.h>
-
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,9 +18,6 @@ namespace fileballoon::guest {
 /// CPU time that all of the guest has used, of all CPUs, seconds since some time before the boot:
 /// exact where the kernel keeps idle time exactly, which it does on CPUs that stop their tick.
 [[nodiscard]] double busy_seconds();
-
-/// CPU time of a process, all threads, seconds; 0 when it is gone.
-[[nodiscard]] double process_cpu_seconds(pid_t pid);
 
 /// The fields of /proc/meminfo that are reported to the host.
 struct MemoryInfo {

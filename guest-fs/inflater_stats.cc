@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "fileballoon/process_cpu.h"
 #include "guest-fs/guest_memory.h"
 #include "guest-fs/inflater.h"
 #include "guest-fs/log.h"
@@ -24,7 +25,7 @@ constexpr double kBusySeconds = 0.1;
 double Inflater::own_cpu_seconds() const {
   double sum = 0;
   for (const pid_t pid : {::getpid(), pipeline_.read_ahead().pid(), ::getppid()}) {
-    sum += process_cpu_seconds(pid);
+    sum += cpu_seconds_of(pid);
   }
   return sum;
 }

@@ -109,20 +109,22 @@ struct FaultEngine::Shard {
 // One thread and what it alone writes. Counters are atomics with one writer, read by stats().
 class FaultEngine::Reader {
  public:
-  Reader(FaultEngine& engine, std::vector<std::uint32_t> shards)
+  Reader(FaultEngine& engine, const std::vector<std::uint32_t>& own)
       : engine_(engine),
-        shards_(std::move(shards)),
+        shards_(own),
+        own_(own.size()),
         filler_(engine.ram_, engine.options_.resolver, engine.source_) {
     max_spin_ = usable_cpus() > 1 ? engine.options_.max_spin : std::chrono::microseconds(0);
     spin_ = max_spin_;
-    polled_.reserve(engine.ram_.shards().size() + 1);
+    for (std::uint32_t shard = 0; shard < engine.ram_.shards().size(); ++shard) {
+      if (std::find(own.begin(), own.end(), shard) == own.end()) {
+        shards_.push_back(shard);
+      }
+    }
     polled_.push_back({engine.stop_.get(), POLLIN, 0});
     // All shards, not only its own: readers wake and spin together (see run()).
-    for (const Userfaultfd& shard : engine.ram_.shards()) {
-      polled_.push_back({shard.fd(), POLLIN, 0});
-    }
     for (const std::uint32_t shard : shards_) {
-      own_polled_.push_back({engine.ram_.shards()[shard].fd(), POLLIN, 0});
+      polled_.push_back({engine.ram_.shards()[shard].fd(), POLLIN, 0});
     }
     thread_ = std::thread([this] { run(); });
   }
@@ -190,12 +192,12 @@ class FaultEngine::Reader {
   void report(std::uint32_t object, std::uint64_t first, std::uint32_t count);
 
   FaultEngine& engine_;
-  std::vector<std::uint32_t> shards_;  // its own: looked at whenever it looks
+  std::vector<std::uint32_t> shards_;  // all; first its own, looked at whenever it looks
+  std::size_t own_;                    // how many are
   RangeFiller filler_;
   std::chrono::microseconds max_spin_;
   std::chrono::microseconds spin_;
-  std::vector<pollfd> polled_;
-  std::vector<pollfd> own_polled_;
+  std::vector<pollfd> polled_;  // the end, then as in shards_
   CrowdedCpus crowded_{kCrowded};
   bool is_fresh_ = true;  // somebody may have run on this CPU until a moment ago
   unsigned in_vain_ = 0;
@@ -287,14 +289,8 @@ bool FaultEngine::Reader::serve_all() {
     return false;
   }
   bool any = false;
-  for (const std::uint32_t shard : shards_) {
-    any = serve(shard) || any;
-  }
-  if (is_fresh_) {
-    for (std::uint32_t shard = 0; shard < engine_.shards_.size(); ++shard) {
-      const bool own = std::find(shards_.begin(), shards_.end(), shard) != shards_.end();
-      any = (!own && serve(shard)) || any;
-    }
+  for (std::size_t i = 0; i < (is_fresh_ ? shards_.size() : own_); ++i) {
+    any = serve(shards_[i]) || any;
   }
   if (any) {
     engine_.at_hand_.store(is_fresh_ ? this : nullptr, std::memory_order_relaxed);
@@ -332,18 +328,16 @@ bool FaultEngine::Reader::holds_back() {
 }
 
 // Of its own shards.
-bool FaultEngine::Reader::has_messages() {
-  return ::poll(own_polled_.data(), own_polled_.size(), 0) != 0;
-}
+bool FaultEngine::Reader::has_messages() { return ::poll(polled_.data() + 1, own_, 0) != 0; }
 
 // `for_own`: until its own shards have something. A message that waits for another reader would
 // wake this one again and again, which is how readers keep awake together, and no use where CPUs
 // are scarce.
 void FaultEngine::Reader::sleep(bool for_own) {
   bump(counters_.sleeps);
-  for (std::uint32_t shard = 0; shard < engine_.ram_.shards().size(); ++shard) {
-    const bool looks = !for_own || std::count(shards_.begin(), shards_.end(), shard) > 0;
-    polled_[shard + 1].fd = looks ? engine_.ram_.shards()[shard].fd() : -1;  // poll(2) skips it
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    const bool looks = !for_own || i < own_;
+    polled_[i + 1].fd = looks ? engine_.ram_.shards()[shards_[i]].fd() : -1;  // poll(2) skips it
   }
   if (::poll(polled_.data(), polled_.size(), -1) < 0 && errno != EINTR) {
     serving_.store(false, std::memory_order_relaxed);
@@ -662,7 +656,7 @@ FaultEngine::FaultEngine(WatchedRam& ram, Options options, PageSource* source)
     for (unsigned shard = i; shard < shards; shard += wanted) {
       mine.push_back(shard);
     }
-    readers_.push_back(std::make_unique<Reader>(*this, std::move(mine)));
+    readers_.push_back(std::make_unique<Reader>(*this, mine));
   }
 }
 

@@ -12,7 +12,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <array>
@@ -26,6 +25,7 @@
 #include <system_error>
 #include <vector>
 
+#include "fileballoon/process_cpu.h"
 #include "fileballoon/unique_fd.h"
 #include "guest-fs/balloon_file.h"
 #include "guest-fs/frame_lookup.h"
@@ -102,14 +102,7 @@ class Server {
   Server& operator=(const Server&) = delete;
 
   /// CPU time used so far, seconds.
-  [[nodiscard]] double cpu_seconds() const {
-    clockid_t clock{};
-    timespec time{};
-    if (::clock_getcpuclockid(pid_, &clock) != 0 || ::clock_gettime(clock, &time) != 0) {
-      return 0;
-    }
-    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
-  }
+  [[nodiscard]] double cpu_seconds() const { return cpu_seconds_of(pid_); }
 
  private:
   pid_t pid_ = 0;

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <string>
 
+#include "fileballoon/process_cpu.h"
+
 namespace fileballoon::bench {
 namespace {
 
@@ -47,7 +49,7 @@ std::uint64_t FileballoonMode::reclaimed_pages() {
 double FileballoonMode::helper_cpu_seconds() const {
   double sum = daemon_->process().cpu_seconds();
   for (const pid_t keeper : keepers_) {
-    sum += vmkit::cpu_seconds_of(keeper);
+    sum += cpu_seconds_of(keeper);
   }
   return sum;
 }

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <stdexcept>
 
+#include "fileballoon/process_cpu.h"
 #include "tests/vm/kit/agent.h"
 #include "tests/vm/kit/child_process.h"
 #include "tests/vm/kit/daemon.h"
@@ -56,7 +57,7 @@ class DaemonFleet final : public Fleet {
   }
   [[nodiscard]] double helper_cpu_s() const override {
     double sum = 0;
-    for (const pid_t pid : pids_) sum += vmkit::cpu_seconds_of(pid);
+    for (const pid_t pid : pids_) sum += cpu_seconds_of(pid);
     return sum;
   }
   [[nodiscard]] Paging paging() override {

@@ -13,6 +13,7 @@
 #include <optional>
 #include <thread>
 
+#include "bench/median.h"
 #include "bench/vm_bench/disk_image.h"
 #include "bench/vm_bench/measure.h"
 #include "bench/vm_bench/mover.h"
@@ -36,13 +37,6 @@ constexpr auto kPoll = std::chrono::milliseconds(50);
 /// Steady state: time to get there, and time watched.
 constexpr auto kFillTime = std::chrono::seconds(15);
 constexpr double kWatchSeconds = 20;
-
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const std::size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
 
 struct Slice {
   double rate = 0;

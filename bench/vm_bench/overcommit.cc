@@ -12,6 +12,7 @@
 
 #include "bench/vm_bench/fleet.h"
 #include "bench/vm_bench/scenario.h"
+#include "fileballoon/process_cpu.h"
 #include "tests/vm/kit/child_process.h"
 
 namespace fileballoon::bench {
@@ -151,7 +152,7 @@ Row Overcommit::measure(const std::string& mode, const std::string& /*variant*/,
   std::vector<Job> jobs(kGuests);
   const auto guests_cpu_s = [&] {
     double sum = 0;
-    for (const auto& vm : vms) sum += vmkit::cpu_seconds_of(vm->pid());
+    for (const auto& vm : vms) sum += cpu_seconds_of(vm->pid());
     return sum;
   };
   const double guests_before = guests_cpu_s();

@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "fileballoon/process_cpu.h"
 #include "tests/eventually.h"
 #include "tests/vm/kit/temp_dir.h"
 
@@ -120,15 +121,6 @@ std::optional<int> ChildProcess::wait(std::chrono::milliseconds timeout) {
 }
 
 double ChildProcess::cpu_seconds() const { return status_ ? 0 : cpu_seconds_of(pid_); }
-
-double cpu_seconds_of(pid_t pid) {
-  clockid_t clock{};
-  timespec time{};
-  if (clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &time) != 0) {
-    return 0;
-  }
-  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;
-}
 
 std::uint64_t ChildProcess::rss_kib() const {
   std::ifstream lines("/proc/" + std::to_string(pid_) + "/status");

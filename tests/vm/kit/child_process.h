@@ -37,9 +37,6 @@ class ChildProcess {
   std::optional<int> status_;
 };
 
-/// User and system time of all threads of `pid` so far, seconds; 0 when it is gone.
-[[nodiscard]] double cpu_seconds_of(pid_t pid);
-
 /// The last `lines` lines of a text file; says so where there is none.
 [[nodiscard]] std::string tail_of(const std::string& path, std::size_t lines);
 
