@@ -204,6 +204,7 @@ class FaultEngine::Reader {
   Clock::time_point holds_not_until_{};
   bool out_of_memory_ = false;
   bool held_ = false;
+  bool slept_ = false;            // for what it answered last
   Clock::time_point woken_at_{};  // of the last answer, where its range was not full then
   Counters counters_;
   LatencyHistogram latency_;
@@ -225,7 +226,10 @@ void FaultEngine::Reader::run() {
       engine_.last_active_.store(active.time_since_epoch(), std::memory_order_relaxed);
       // The answered thread may have run on this CPU since: it takes the CPU as it wakes.
       is_fresh_ = true;
-      continue;
+      if (!engine_.waits_asleep_.load(std::memory_order_relaxed)) {
+        continue;
+      }
+      // Going to sleep gives the answered thread the CPU at once, and says if there is more.
     }
     if (engine_.has_deferred()) {
       if (retry_deferred()) {
@@ -241,7 +245,7 @@ void FaultEngine::Reader::run() {
       give_way(now);
       continue;
     }
-    sleep(crowded_.at(now));
+    sleep(crowded_.at(now) || engine_.waits_asleep_.load(std::memory_order_relaxed));
     is_fresh_ = true;
     active = Clock::now();
     // As with the kernel's halt polling: a wake-up soon after going to sleep says that a longer
@@ -259,15 +263,16 @@ void FaultEngine::Reader::run() {
 // otherwise takes an interrupt to that CPU (5 us instead of 21 for a single refault in a virtual
 // machine).
 bool FaultEngine::Reader::spins(Clock::time_point now, Clock::time_point active) const {
-  if (spin_.count() == 0 || crowded_.at(now)) {
+  if (spin_.count() == 0 || crowded_.at(now) ||
+      engine_.waits_asleep_.load(std::memory_order_relaxed)) {
     return false;
   }
   const Clock::time_point any(engine_.last_active_.load(std::memory_order_relaxed));
   const auto idle = now - std::max(active, any);
   if (engine_.answering_.load(std::memory_order_relaxed) > 0) {
     // Another reader answers, which with a disk takes longer than a spin: the answered thread's CPU
-    // is kept awake for it, or left to whoever serves that disk.
-    return engine_.keeps_cpus_awake() && idle < kLongestAnswer;
+    // is kept awake for it.
+    return idle < kLongestAnswer;
   }
   return idle < spin_;
 }
@@ -289,11 +294,15 @@ bool FaultEngine::Reader::serve_all() {
     return false;
   }
   bool any = false;
-  for (std::size_t i = 0; i < (is_fresh_ ? shards_.size() : own_); ++i) {
+  slept_ = false;
+  const bool takes_all = is_fresh_ && !engine_.waits_asleep_.load(std::memory_order_relaxed);
+  const std::size_t looks = takes_all ? shards_.size() : own_;
+  for (std::size_t i = 0; i < looks && !slept_; ++i) {  // then poll(2) looks, after the answered
     any = serve(shards_[i]) || any;
   }
   if (any) {
     engine_.at_hand_.store(is_fresh_ ? this : nullptr, std::memory_order_relaxed);
+    engine_.waits_asleep_.store(slept_, std::memory_order_relaxed);
   }
   return any;
 }
@@ -332,11 +341,16 @@ bool FaultEngine::Reader::has_messages() { return ::poll(polled_.data() + 1, own
 
 // `for_own`: until its own shards have something. A message that waits for another reader would
 // wake this one again and again, which is how readers keep awake together, and no use where CPUs
-// are scarce.
+// are scarce or where who answers sleeps for its disk.
 void FaultEngine::Reader::sleep(bool for_own) {
   bump(counters_.sleeps);
   for (std::size_t i = 0; i < shards_.size(); ++i) {
-    const bool looks = !for_own || i < own_;
+    if (i < own_ && engine_.waits_asleep_.load(std::memory_order_relaxed)) {
+      // Where another reader has it still, asleep, poll(2) would tell of messages that cannot be
+      // had, again and again.
+      const std::lock_guard until_it_is_free(engine_.shards_[shards_[i]]->busy);
+    }
+    const bool looks = i < own_ || !for_own;
     polled_[i + 1].fd = looks ? engine_.ram_.shards()[shards_[i]].fd() : -1;  // poll(2) skips it
   }
   if (::poll(polled_.data(), polled_.size(), -1) < 0 && errno != EINTR) {
@@ -571,6 +585,7 @@ FaultEngine::Reader::Answer FaultEngine::Reader::answer_missing(Shard& shard,
   const RangeFiller::Request request{&region, first, count, page, state, minor};
   const RangeFiller::Outcome outcome = filler_.fill(request);
   woken_at_ = outcome.woken_at;
+  slept_ = slept_ || outcome.slept;
   switch (outcome.status) {
     case RangeFiller::Status::later:
       return Answer::later;
@@ -672,10 +687,6 @@ bool FaultEngine::has_deferred() const {
   return std::any_of(shards_.begin(), shards_.end(), [](const auto& shard) {
     return shard->has_deferred.load(std::memory_order_relaxed);
   });
-}
-
-bool FaultEngine::keeps_cpus_awake() const {
-  return source_ == nullptr || source_->wants_cpus_awake();
 }
 
 bool FaultEngine::serving() const {

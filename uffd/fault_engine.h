@@ -48,6 +48,7 @@ class PageSource {
     const std::byte* data = nullptr;
     std::uint64_t first = 0;
     std::uint32_t count = 0;
+    bool slept = false;  ///< the thread slept until it had the page
   };
   PageSource() = default;
   PageSource(const PageSource&) = delete;
@@ -57,8 +58,6 @@ class PageSource {
   /// which are all paged and hold `fault`.
   [[nodiscard]] virtual Content fetch(std::uint32_t object, std::uint64_t first,
                                       std::uint32_t count, std::uint64_t fault) = 0;
-  /// Whether the other readers had better stay awake while a fetch() waits.
-  [[nodiscard]] virtual bool wants_cpus_awake() const { return true; }
   /// These pages are in the guest's memory now: their stored content is of no use any more.
   virtual void filled(std::uint32_t object, std::uint64_t first, std::uint32_t count) = 0;
 };
@@ -128,8 +127,6 @@ class FaultEngine {
 
   [[nodiscard]] bool has_deferred() const;
 
-  [[nodiscard]] bool keeps_cpus_awake() const;
-
   WatchedRam& ram_;
   Options options_;
   PageSource* source_;
@@ -138,6 +135,7 @@ class FaultEngine {
   std::atomic<bool> deflation_signalled_{false};
   std::atomic<std::chrono::steady_clock::duration> last_active_{};  // of any reader
   std::atomic<unsigned> answering_{0};                              // readers
+  std::atomic<bool> waits_asleep_{false};  // who answered last slept for a disk meanwhile
   // Who answered the last message, if it had just been given its CPU back.
   std::atomic<const Reader*> at_hand_{nullptr};
   std::vector<std::unique_ptr<Shard>> shards_;

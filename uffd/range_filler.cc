@@ -280,7 +280,7 @@ RangeFiller::Outcome RangeFiller::fill_content(const Request& request) {
   }
   bump(counters_.content_pages, count);
   source_->filled(region.object, first, static_cast<std::uint32_t>(count));
-  return {Status::filled, first, static_cast<std::uint32_t>(count)};
+  return {Status::filled, first, static_cast<std::uint32_t>(count), {}, content.slept};
 }
 
 }  // namespace fileballoon

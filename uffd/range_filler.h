@@ -38,6 +38,7 @@ class RangeFiller {
     std::uint32_t count = 0;
     /// When the waiter of the fault went on, where that was before the range was full.
     std::chrono::steady_clock::time_point woken_at{};
+    bool slept = false;  ///< for the content
   };
   struct Counters {
     std::atomic<std::uint64_t> pages{0}, content_pages{0}, already_present{0}, no_memory{0},

@@ -143,7 +143,7 @@ bool mostly_out(void* base, Bytes size) {
 }
 
 // Runs in a child of its own.
-PagingResult measure(const ReclaimGroup& group, Bytes size) {
+PagingResult measure(const ReclaimGroup& group, Bytes size, unsigned threads) {
   PagingResult result;
   if (!group.join()) {
     return result;
@@ -180,7 +180,7 @@ PagingResult measure(const ReclaimGroup& group, Bytes size) {
            1e-6 * static_cast<double>(r.ru_utime.tv_usec + r.ru_stime.tv_usec);
   };
   result.out_cpu_seconds = cpu(after) - cpu(before);
-  result.in_ns = time_touches(base, random_pages(size.whole_pages(), 1));
+  result.in_ns = time_touches(base, random_pages(size.whole_pages(), 1), threads);
   out();
   const auto sequential = Clock::now();
   touch_all(base, size.whole_pages());
@@ -228,15 +228,24 @@ std::vector<std::uint64_t> random_pages(std::uint64_t pages, std::uint64_t seed)
 }
 
 std::vector<std::uint64_t> time_touches(const std::byte* base,
-                                        const std::vector<std::uint64_t>& order) {
-  std::vector<std::uint64_t> times;
-  times.reserve(order.size());
-  for (const std::uint64_t page : order) {
-    const auto start = Clock::now();
-    (void)*reinterpret_cast<const volatile std::uint64_t*>(base + page * kPageSize);
-    const auto spent = Clock::now() - start;
-    times.push_back(static_cast<std::uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count()));
+                                        const std::vector<std::uint64_t>& order, unsigned threads) {
+  std::vector<std::uint64_t> times(order.size());
+  const auto touch = [&](std::size_t first) {
+    for (std::size_t i = first; i < order.size(); i += threads) {
+      const auto start = Clock::now();
+      (void)*reinterpret_cast<const volatile std::uint64_t*>(base + order[i] * kPageSize);
+      const auto spent = Clock::now() - start;
+      times[i] = static_cast<std::uint64_t>(
+          std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count());
+    }
+  };
+  std::vector<std::thread> others;
+  for (unsigned thread = 1; thread < threads; ++thread) {
+    others.emplace_back(touch, thread);
+  }
+  touch(0);
+  for (std::thread& other : others) {
+    other.join();
   }
   return times;
 }
@@ -247,7 +256,7 @@ void touch_all(const std::byte* base, std::uint64_t pages) {
   }
 }
 
-Result<PagingResult> run_kernel_swap(const std::string& directory, Bytes size) {
+Result<PagingResult> run_kernel_swap(const std::string& directory, Bytes size, unsigned threads) {
   // An interrupt ends the measuring child; this process stays to clean up.
   sigset_t interrupts;
   sigset_t old;
@@ -270,7 +279,7 @@ Result<PagingResult> run_kernel_swap(const std::string& directory, Bytes size) {
       if (child == 0) {
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
         sigprocmask(SIG_SETMASK, &old, nullptr);
-        const PagingResult measured = measure(*group, size);
+        const PagingResult measured = measure(*group, size, threads);
         const double numbers[3] = {measured.out_seconds, measured.out_cpu_seconds,
                                    measured.sequential_seconds};
         const std::uint64_t count = measured.in_ns.size();

@@ -22,15 +22,18 @@ struct PagingResult {
 /// Pages that random page-ins touch: one in 16, in random order, so that no read-ahead helps.
 [[nodiscard]] std::vector<std::uint64_t> random_pages(std::uint64_t pages, std::uint64_t seed);
 
-/// Times the first touch of each page of `order`. `base` is the memory's start.
+/// Times the first touch of each page of `order`, divided among so many threads at once. `base` is
+/// the memory's start.
 [[nodiscard]] std::vector<std::uint64_t> time_touches(const std::byte* base,
-                                                      const std::vector<std::uint64_t>& order);
+                                                      const std::vector<std::uint64_t>& order,
+                                                      unsigned threads);
 
 /// One touch of every page in order.
 void touch_all(const std::byte* base, std::uint64_t pages);
 
 /// `directory`: where the swap file is made; on the disk to compare with. Fails, saying why, where
 /// swapon(2) is not allowed.
-[[nodiscard]] Result<PagingResult> run_kernel_swap(const std::string& directory, Bytes size);
+[[nodiscard]] Result<PagingResult> run_kernel_swap(const std::string& directory, Bytes size,
+                                                   unsigned threads);
 
 }  // namespace fileballoon::bench

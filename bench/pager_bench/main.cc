@@ -33,7 +33,8 @@ struct Settings {
   std::string size_text = "256M";
   Bytes size;
   unsigned repeat = 3;
-  unsigned shards = 2;            // as the keeper has by default
+  unsigned shards = 2;  // as the keeper has by default
+  unsigned threads = 1;
   std::vector<std::string> only;  // stores; empty: all, and the kernel's swap
 };
 
@@ -95,7 +96,7 @@ Measured run_pager(const Settings& settings, const MakeStore& make) {
                  static_cast<unsigned long long>(measured.paged_out.paged_pages),
                  static_cast<unsigned long long>(pages));
   }
-  measured.paging.in_ns = time_touches(memory.base(), random_pages(pages, 1));
+  measured.paging.in_ns = time_touches(memory.base(), random_pages(pages, 1), settings.threads);
   page_out_all(writer, pages);
   const auto sequential = Clock::now();
   touch_all(memory.base(), pages);
@@ -112,7 +113,7 @@ PagingResult run_refault(const Settings& settings) {
   testing::OwnMemory memory(options);
   const FaultEngine engine(memory.ram(), {}, nullptr);
   PagingResult result;
-  result.in_ns = time_touches(memory.base(), random_pages(memory.pages(), 1));
+  result.in_ns = time_touches(memory.base(), random_pages(memory.pages(), 1), settings.threads);
   return result;
 }
 
@@ -210,7 +211,8 @@ int run(const Settings& settings) {
           static_cast<double>(settings.size.whole_pages());
     }
     if (no_swap.empty()) {
-      if (const auto measured = run_kernel_swap(settings.directory, settings.size)) {
+      if (const auto measured =
+              run_kernel_swap(settings.directory, settings.size, settings.threads)) {
         swap.add(*measured, gib);
       } else {
         no_swap = measured.error().message;
@@ -262,6 +264,9 @@ int main(int argc, char** argv) {
                  "directory on the disk to compare on; the page file and the swap file are made "
                  "there (default: beside this program)");
   app.add_option("--repeat", settings.repeat, "passes over all stores")->capture_default_str();
+  app.add_option("--threads", settings.threads, "threads that touch pages at once")
+      ->capture_default_str()
+      ->check(CLI::Range(1U, 64U));
   app.add_option("--shards", settings.shards,
                  "userfaultfds to divide the memory among, a reader thread each")
       ->capture_default_str()

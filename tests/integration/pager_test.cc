@@ -79,6 +79,7 @@ class PagerTest : public ::testing::Test {
              Resolver resolver = Resolver::zeropage, Pager::Options paging = {}) {
     OwnMemoryOptions options;
     options.size = size;
+    options.shards = shards_;
     memory_ = std::make_unique<OwnMemory>(options);
     pager_ = Pager::create(memory_->ram(), std::move(store), paging).value();
     FaultEngine::Options engine;
@@ -144,6 +145,7 @@ class PagerTest : public ::testing::Test {
   }
 
   std::string directory_;
+  unsigned shards_ = 1;
   std::unique_ptr<OwnMemory> memory_;
   std::unique_ptr<Pager> pager_;
   std::unique_ptr<FaultEngine> engine_;
@@ -262,6 +264,110 @@ TEST_F(PagerTest, SwapInStormOfAllFramesAtOnce) {
     pager_.reset();
     memory_.reset();
   }
+}
+
+// A store whose medium takes its time, and whose reader sleeps meanwhile.
+class SleepyStore final : public PageStore {
+ public:
+  SleepyStore(std::unique_ptr<PageStore> store, std::chrono::microseconds time)
+      : store_(std::move(store)), time_(time) {}
+  StoreStatus put(std::span<PagePut> pages) override { return store_->put(pages); }
+  StoreStatus get(std::span<PageGet> pages) override {
+    std::this_thread::sleep_for(time_);
+    const StoreStatus status = store_->get(pages);
+    for (PageGet& page : pages) {
+      page.slept = true;
+    }
+    return status;
+  }
+  void free(Slot slot) override { store_->free(slot); }
+  void maintain(SlotOwner& owner) override { store_->maintain(owner); }
+  [[nodiscard]] StoreStats stats() const override { return store_->stats(); }
+
+ private:
+  std::unique_ptr<PageStore> store_;
+  std::chrono::microseconds time_;
+};
+
+// The answered thread is to have the CPU, not a reader that looks for the next fault.
+TEST_F(PagerTest, WhoSleptForADiskSleepsAgainAfterTheAnswer) {
+  FaultEngine::Options looks_long;
+  looks_long.max_spin = std::chrono::seconds(1);
+  for (const bool sleepy : {false, true}) {
+    auto store = std::make_unique<SleepyStore>(compressed(), std::chrono::microseconds(100));
+    start(sleepy ? std::unique_ptr<PageStore>(std::move(store)) : compressed(), Bytes::mib(4));
+    engine_.reset();
+    engine_ = std::make_unique<FaultEngine>(memory_->ram(), looks_long, pager_.get());
+    fill();
+    ASSERT_EQ(out(0, memory_->pages()).stored, memory_->pages());
+    EXPECT_EQ(wrong_pages(), 0U);
+    const EngineStats stats = engine_->stats();
+    ASSERT_GT(stats.missing_faults, 0U);
+    if (sleepy) {
+      EXPECT_GE(stats.sleeps, stats.missing_faults);
+    } else {
+      EXPECT_LT(stats.sleeps, stats.missing_faults);
+    }
+    engine_.reset();
+    pager_.reset();
+    memory_.reset();
+  }
+}
+
+// While one reader sleeps for its disk, the other looks neither again and again for messages that
+// only the first can take, nor does it miss any.
+TEST_F(PagerTest, AReaderIsNotAwakeForMessagesThatAnotherWillTake) {
+  shards_ = 2;
+  start(std::make_unique<SleepyStore>(compressed(), std::chrono::milliseconds(2)), Bytes::mib(16));
+  fill();
+  ASSERT_EQ(out(0, memory_->pages()).stored, memory_->pages());
+  const EngineStats before = engine_->stats();
+  constexpr std::uint64_t kThreads = 6;
+  constexpr std::uint64_t kTouches = 40;
+  std::vector<std::thread> threads;
+  for (std::uint64_t t = 0; t < kThreads; ++t) {
+    threads.emplace_back([this, t] {
+      std::mt19937_64 random(t);
+      for (std::uint64_t i = 0; i < kTouches; ++i) {
+        (void)*reinterpret_cast<volatile std::uint64_t*>(
+            memory_->page(random() % memory_->pages()));
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  const EngineStats after = engine_->stats();
+  EXPECT_GT(after.missing_faults - before.missing_faults, kTouches);
+  // Some for each fault: its own, another reader's for the same, after the answer. Else hundreds.
+  EXPECT_LE(after.sleeps - before.sleeps, 10 * (after.missing_faults - before.missing_faults));
+  EXPECT_EQ(wrong_pages(), 0U);
+}
+
+// Whoever is asleep, whoever serves whose shard: a message that nobody looks at would stop the
+// guest.
+TEST_F(PagerTest, NoFaultIsForgottenWhileReadersSleepForTheirDisk) {
+  shards_ = 2;
+  start(std::make_unique<SleepyStore>(compressed(), std::chrono::microseconds(20)), Bytes::mib(8));
+  fill();
+  for (int round = 0; round < 9; ++round) {
+    ASSERT_EQ(out(0, memory_->pages()).stored, memory_->pages());
+    std::vector<std::thread> threads;
+    for (unsigned t = 0; t < 1U + static_cast<unsigned>(round) % 3; ++t) {
+      threads.emplace_back([this, t] {
+        std::vector<std::uint64_t> order(memory_->pages());
+        std::iota(order.begin(), order.end(), 0);
+        std::shuffle(order.begin(), order.end(), std::mt19937_64(t));
+        for (const std::uint64_t page : order) {
+          (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(page));
+        }
+      });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+  }
+  EXPECT_EQ(wrong_pages(), 0U);
 }
 
 // Threads write to pages at the very moment they are paged out; every write is accounted for.

@@ -4,7 +4,6 @@
 #include <map>
 #include <random>
 
-#include "uffd/pager/slab_arena.h"
 #include "uffd/pager/slot_runs.h"
 #include "uffd/pager/slot_table.h"
 
@@ -112,33 +111,6 @@ TEST(SlotRuns, NeverGivesASlotTwiceAndFindsEveryFreeOne) {
       }
     }
     ASSERT_EQ(slots.taken(), taken);
-  }
-}
-
-TEST(SlabArena, ObjectsOfOneSlabDoNotOverlap) {
-  SlabArena arena(Bytes::mib(8));
-  std::mt19937_64 random(4);
-  std::vector<std::pair<ObjectId, std::size_t>> live;
-  for (int i = 0; i < 30000; ++i) {
-    if (live.size() < 1500 || random() % 2 == 0) {
-      const std::size_t size = 1 + random() % SlabArena::kMaxObject;
-      const auto object = arena.allocate(size);
-      if (object) {
-        ASSERT_GE(arena.capacity(*object), size);
-        std::memset(arena.data(*object), static_cast<int>(object->value & 0xFF), size);
-        live.emplace_back(*object, size);
-        continue;
-      }
-    }
-    const std::size_t pick = random() % live.size();
-    const auto [object, size] = live[pick];
-    const auto expected = static_cast<std::byte>(object.value & 0xFF);
-    ASSERT_EQ(arena.data(object)[0], expected);
-    ASSERT_EQ(arena.data(object)[size - 1], expected);
-    arena.free(object);
-    ASSERT_FALSE(arena.is_live(object));
-    live[pick] = live.back();
-    live.pop_back();
   }
 }
 

@@ -184,6 +184,7 @@ void FileStore::finish(const Write& write, int result, std::span<PagePut> pages)
 StoreStatus FileStore::get(std::span<PageGet> pages) {
   StoreStatus first = StoreStatus::ok;
   bool contiguous = true;
+  bool slept = true;
   for (std::size_t i = 0; i < pages.size(); ++i) {
     pages[i].status =
         pages[i].slot.value < slots_.slots() && checksums_[pages[i].slot.value / kBlockSlots]
@@ -199,7 +200,7 @@ StoreStatus FileStore::get(std::span<PageGet> pages) {
       iovecs[i] = {pages[i].out, kPageSize};
     }
     const std::int64_t got =
-        read_run({iovecs.data(), pages.size()}, offset_of(pages.front().slot.value));
+        read_run({iovecs.data(), pages.size()}, offset_of(pages.front().slot.value), slept);
     const std::size_t whole = got > 0 ? static_cast<std::size_t>(got) / kPageSize : 0;
     for (PageGet& page : pages.subspan(whole)) {
       page.status = StoreStatus::io_error;
@@ -208,6 +209,7 @@ StoreStatus FileStore::get(std::span<PageGet> pages) {
     read_all(pages);
   }
   for (PageGet& page : pages) {
+    page.slept = slept;
     check(page);
     if (first == StoreStatus::ok) {
       first = page.status;
@@ -216,24 +218,36 @@ StoreStatus FileStore::get(std::span<PageGet> pages) {
   return first;
 }
 
-// One request. Where the ring is in use, by another reader, a plain preadv.
-std::int64_t FileStore::read_run(std::span<iovec> into, std::uint64_t offset) {
-  const std::unique_lock lock(read_mutex_, std::try_to_lock);
-  if (!lock.owns_lock()) {
-    return ::preadv(file_.fd(), into.data(), static_cast<int>(into.size()),
-                    static_cast<off_t>(offset));
+// One request. Where the ring is in use, by another reader, asleep.
+std::int64_t FileStore::read_run(std::span<iovec> into, std::uint64_t offset, bool& slept) {
+  std::unique_lock lock(read_mutex_, std::defer_lock);
+  const auto start = Clock::now();
+  const bool awake = wait_.awake();
+  slept = !awake || !lock.try_lock();
+  const std::int64_t result = slept
+                                  ? ::preadv(file_.fd(), into.data(), static_cast<int>(into.size()),
+                                             static_cast<off_t>(offset))
+                                  : read_awake(into, offset);
+  // To be compared: of one length, and in the way that is tried.
+  if (into.size() == 1 && slept != awake && (lock.owns_lock() || lock.try_lock()) &&
+      wait_.awake() == awake) {
+    wait_.took(Clock::now() - start);
   }
+  return result;
+}
+
+// With the ring's lock held.
+std::int64_t FileStore::read_awake(std::span<iovec> into, std::uint64_t offset) {
   io_uring* ring = read_ring_.get();
   io_uring_sqe* sqe = io_uring_get_sqe(ring);
   io_uring_prep_readv(sqe, file_.fd(), into.data(), static_cast<unsigned>(into.size()), offset);
   thread_local CrowdedCpus crowded(kCrowded);
-  const bool awake = wait_.awake();
   const auto start = Clock::now();
   auto now = start;
   (void)io_uring_submit(ring);
   io_uring_cqe* cqe = nullptr;
   while (io_uring_peek_cqe(ring, &cqe) != 0) {
-    if (awake && now - start < kSpin && !crowded.at(now)) {
+    if (now - start < kSpin && !crowded.at(now)) {
       ::sched_yield();
       const auto before = std::exchange(now, Clock::now());
       crowded.gave_way(now - before, now);
@@ -243,9 +257,6 @@ std::int64_t FileStore::read_run(std::span<iovec> into, std::uint64_t offset) {
   }
   const std::int64_t result = cqe->res;
   io_uring_cqe_seen(ring, cqe);
-  if (into.size() == 1) {  // reads of one length, to compare
-    wait_.took(Clock::now() - start);
-  }
   return result;
 }
 

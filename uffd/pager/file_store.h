@@ -29,7 +29,6 @@ class FileStore final : public PageStore {
 
   [[nodiscard]] StoreStatus put(std::span<PagePut> pages) override;
   [[nodiscard]] StoreStatus get(std::span<PageGet> pages) override;
-  [[nodiscard]] bool wants_cpus_awake() const override { return wait_.awake(); }
   void free(Slot slot) override;
   void maintain(SlotOwner& owner) override;
   [[nodiscard]] StoreStats stats() const override;
@@ -53,7 +52,8 @@ class FileStore final : public PageStore {
   void split(std::span<const SlotRun> runs);
   void write_all(std::span<PagePut> pages);
   void finish(const Write& write, int result, std::span<PagePut> pages);
-  [[nodiscard]] std::int64_t read_run(std::span<iovec> into, std::uint64_t offset);
+  [[nodiscard]] std::int64_t read_run(std::span<iovec> into, std::uint64_t offset, bool& slept);
+  [[nodiscard]] std::int64_t read_awake(std::span<iovec> into, std::uint64_t offset);
   void read_all(std::span<PageGet> pages);
   void check(PageGet& page);
 

@@ -56,6 +56,7 @@ struct PageGet {
   Slot slot;
   std::byte* out = nullptr;
   StoreStatus status = StoreStatus::ok;  ///< out; `out` is undefined unless ok
+  bool slept = false;                    ///< out: the thread slept until the medium had it
 };
 
 struct StoreStats {
@@ -100,9 +101,6 @@ class PageStore {
   /// Fetches pages; the caller keeps each slot from being freed or moved meanwhile. Returns the
   /// first status that is not ok. Thread-safe, allocates nothing, never waits for a put().
   [[nodiscard]] virtual StoreStatus get(std::span<PageGet> pages) = 0;
-
-  /// Whether CPUs had better stay awake while a get() waits for its medium. Thread-safe.
-  [[nodiscard]] virtual bool wants_cpus_awake() const { return true; }
 
   /// Gives a slot back. Thread-safe; cheap enough for the fault path.
   virtual void free(Slot slot) = 0;

@@ -157,7 +157,7 @@ PageSource::Content Pager::content_of(std::uint32_t object, std::uint64_t first,
   while (high < take && gets[high].status == StoreStatus::ok) {
     ++high;
   }
-  return {Content::Status::ready, buffer.page(low), first + low, high - low};
+  return {Content::Status::ready, buffer.page(low), first + low, high - low, gets[at].slept};
 }
 
 void Pager::filled(std::uint32_t object, std::uint64_t first, std::uint32_t count) {

@@ -62,7 +62,6 @@ class Pager final : public PageSource, public SlotOwner {
   // allocates nothing.
   [[nodiscard]] Content fetch(std::uint32_t object, std::uint64_t first, std::uint32_t count,
                               std::uint64_t fault) override;
-  [[nodiscard]] bool wants_cpus_awake() const override { return store_->wants_cpus_awake(); }
   void filled(std::uint32_t object, std::uint64_t first, std::uint32_t count) override;
 
   // SlotOwner: for the store's housekeeping.

@@ -7,21 +7,28 @@
 #include <system_error>
 
 namespace fileballoon {
+namespace {
+
+constexpr std::size_t kBlockSize = std::size_t{2} << 20;  // a huge page
+
+}  // namespace
 
 SlabArena::SlabArena(Bytes limit) {
   const std::uint64_t bytes =
       std::clamp<std::uint64_t>(limit.count(), kSlabSize, kMaxLimit.count());
   most_slabs_ = (bytes + kSlabSize - 1) / kSlabSize;
   slabs_.reserve(most_slabs_);
-  void* base = ::mmap(nullptr, most_slabs_ * kSlabSize, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) {
+  void* mapping = ::mmap(nullptr, most_slabs_ * kSlabSize + kBlockSize, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapping == MAP_FAILED) {
     throw std::system_error(errno, std::generic_category(),
                             "reserving " + to_string(this->limit()) + " for compressed pages");
   }
-  base_ = static_cast<std::byte*>(base);
-  // A huge page would keep memory behind slabs that were returned.
-  (void)::madvise(base_, most_slabs_ * kSlabSize, MADV_NOHUGEPAGE);
+  mapping_ = static_cast<std::byte*>(mapping);
+  base_ = mapping_ + (kBlockSize - reinterpret_cast<std::uintptr_t>(mapping) % kBlockSize);
+  // Huge pages where they are asked for, and none that come by themselves: they would put memory
+  // behind slabs that were returned.
+  (void)::madvise(mapping_, most_slabs_ * kSlabSize + kBlockSize, MADV_NOHUGEPAGE);
 
   // Steps of 64 bytes while that wastes little of a slab's end; above, the sizes that divide a slab
   // into a whole number of objects.
@@ -49,7 +56,7 @@ SlabArena::~SlabArena() {
       delete[] slab.live.words;
     }
   }
-  ::munmap(base_, most_slabs_ * kSlabSize);
+  ::munmap(mapping_, most_slabs_ * kSlabSize + kBlockSize);
 }
 
 std::uint8_t SlabArena::class_of(std::size_t size) const {
@@ -85,21 +92,81 @@ void SlabArena::unlink(std::uint32_t slab) {
   it.listed = false;
 }
 
-std::uint32_t SlabArena::open_slab(std::uint8_t size_class, bool& is_bare) {
-  std::uint32_t slab = kNil;
-  is_bare = dirty_ == kNil;
-  if (dirty_ != kNil) {
-    slab = dirty_;
-    dirty_ = slabs_[slab].next;
-  } else if (trimmed_ != kNil) {
-    slab = trimmed_;
-    trimmed_ = slabs_[slab].next;
-    ++memory_slabs_;
-  } else if (slabs_.size() < most_slabs_) {
-    slab = static_cast<std::uint32_t>(slabs_.size());
+/// One that holds nothing, and what of it has no memory yet; kNil where the limit is reached.
+std::uint32_t SlabArena::empty_slab(Bare& bare) {
+  if (dirty_ == kNil && trimmed_ == kNil && !open_block(bare)) {
+    if (slabs_.size() == most_slabs_) {
+      return kNil;
+    }
+    const auto slab = static_cast<std::uint32_t>(slabs_.size());
+    if (slab % kBlockSlabs == 0) {
+      blocks_.emplace_back();
+    }
     slabs_.emplace_back();
     ++memory_slabs_;
+    bare = {slab, 1};
+    return slab;
+  }
+  const bool has_memory = dirty_ != kNil;
+  std::uint32_t& list = has_memory ? dirty_ : trimmed_;
+  const std::uint32_t slab = list;
+  list = slabs_[slab].next;
+  --blocks_[slab / kBlockSlabs].empty;
+  if (!has_memory) {
+    ++memory_slabs_;
+    bare = {slab, 1};
+  }
+  return slab;
+}
+
+/// Lists the slabs of a block, as with memory where it is to be a huge page. False: the arena grows
+/// by a slab.
+bool SlabArena::open_block(Bare& bare) {
+  const bool grows = bare_ == kNil;
+  if (grows && (slabs_.size() % kBlockSlabs != 0 || slabs_.size() + kBlockSlabs > most_slabs_)) {
+    return false;
+  }
+  const bool huge = asks_for_huge_page();
+  if (grows && !huge) {
+    return false;
+  }
+  std::uint32_t number = bare_;
+  if (grows) {
+    number = static_cast<std::uint32_t>(blocks_.size());
+    blocks_.emplace_back();
+    slabs_.resize(slabs_.size() + kBlockSlabs);
   } else {
+    bare_ = blocks_[number].next;
+  }
+  const std::uint32_t first = number * kBlockSlabs;
+  std::uint32_t& list = huge ? dirty_ : trimmed_;
+  for (std::uint32_t slab = first + kBlockSlabs; slab-- > first;) {
+    slabs_[slab].next = list;
+    list = slab;
+  }
+  if (huge) {
+    memory_slabs_ += kBlockSlabs;
+    bare = {first, kBlockSlabs};
+  }
+  blocks_[number] = {kNil, kBlockSlabs, huge, false};
+  return true;
+}
+
+/// For the next block.
+bool SlabArena::asks_for_huge_page() {
+  if (memory_slabs_ < kBlocksFrom || most_slabs_ < kBlocksFromLimit) {
+    return false;
+  }
+  if (blocks_to_skip_ > 0) {
+    --blocks_to_skip_;
+    return false;
+  }
+  return true;
+}
+
+std::uint32_t SlabArena::open_slab(std::uint8_t size_class, Bare& bare) {
+  const std::uint32_t slab = empty_slab(bare);
+  if (slab == kNil) {
     return kNil;
   }
   Slab& it = slabs_[slab];
@@ -134,25 +201,42 @@ void SlabArena::close_empty(std::uint32_t slab) {
   it.closed = false;
   it.next = dirty_;
   dirty_ = slab;
+  ++blocks_[slab / kBlockSlabs].empty;
 }
 
 std::optional<ObjectId> SlabArena::allocate(std::size_t size) {
-  bool is_bare = false;  // nothing is behind the slab yet
-  const auto object = take(class_of(size), is_bare);
-  if (object && is_bare) {
-    // All of it in one call (5.14): 16 page faults, one after the other beside compressing, cost a
-    // third of page-out in a virtual machine. Without the lock, which page-ins take.
-    (void)::madvise(base_ + object->slab() * kSlabSize, kSlabSize, MADV_POPULATE_WRITE);
+  Bare bare;
+  const auto object = take(class_of(size), bare);
+  if (bare.slabs > 0) {
+    back(bare);
   }
   return object;
 }
 
-std::optional<ObjectId> SlabArena::take(std::uint8_t size_class, bool& is_bare) {
+/// All of it in one call (5.14): page faults, one after the other beside compressing, cost a third
+/// of page-out in a virtual machine. Without the lock, which page-ins take.
+void SlabArena::back(const Bare& bare) {
+  const std::size_t size = bare.slabs * kSlabSize;
+  if (bare.slabs < kBlockSlabs) {
+    (void)::madvise(at(bare.first), size, MADV_POPULATE_WRITE);
+    return;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  (void)::madvise(at(bare.first), size, MADV_HUGEPAGE);
+  (void)::madvise(at(bare.first), size, MADV_POPULATE_WRITE);
+  (void)::madvise(at(bare.first), size, MADV_NOHUGEPAGE);
+  if (std::chrono::steady_clock::now() - start > kSlowBlock) {
+    const std::lock_guard guard(mutex_);
+    blocks_to_skip_ = kBlocksToSkip;
+  }
+}
+
+std::optional<ObjectId> SlabArena::take(std::uint8_t size_class, Bare& bare) {
   const std::lock_guard guard(mutex_);
   SizeClass& of = classes_[size_class];
   std::uint32_t slab = of.with_room;
   if (slab == kNil) {
-    slab = open_slab(size_class, is_bare);
+    slab = open_slab(size_class, bare);
     if (slab == kNil) {
       return std::nullopt;
     }
@@ -199,7 +283,7 @@ bool SlabArena::is_live(ObjectId object) const {
 
 // The class of a slab does not change while it holds an object, and the caller holds one.
 std::byte* SlabArena::data(ObjectId object) const {
-  return base_ + object.slab() * kSlabSize +
+  return at(object.slab()) +
          std::size_t{object.index()} * classes_[slabs_[object.slab()].size_class].size;
 }
 
@@ -270,11 +354,56 @@ void SlabArena::keep(std::uint32_t slab) {
 
 void SlabArena::trim() {
   const std::lock_guard guard(mutex_);
-  while (dirty_ != kNil) {
-    const std::uint32_t slab = dirty_;
+  const std::uint64_t empty = return_blocks(dirty_, true);
+  (void)return_blocks(trimmed_, false);
+  return_slabs((memory_slabs_ - empty) / 16 + kBlockSlabs);
+}
+
+/// Takes the slabs of blocks that are empty off a list. Returns how many are left on it.
+std::uint64_t SlabArena::return_blocks(std::uint32_t& list, bool has_memory) {
+  std::uint32_t* link = &list;
+  std::uint64_t left = 0;
+  while (*link != kNil) {
+    const std::uint32_t slab = *link;
+    const std::uint32_t number = slab / kBlockSlabs;
+    Block& block = blocks_[number];
+    if (block.empty < kBlockSlabs) {
+      ++left;
+      link = &slabs_[slab].next;
+      continue;
+    }
+    *link = slabs_[slab].next;
+    memory_slabs_ -= has_memory ? 1 : 0;
+    if (!block.bare) {
+      (void)::madvise(at(number * kBlockSlabs), kBlockSize, MADV_DONTNEED);
+      block = {bare_, kBlockSlabs, false, true};
+      bare_ = number;
+    }
+  }
+  return left;
+}
+
+/// Returns the memory of empty slabs, but for so many in huge pages.
+void SlabArena::return_slabs(std::uint64_t most_kept) {
+  std::uint32_t* link = &dirty_;
+  std::uint64_t kept = 0;
+  while (*link != kNil) {
+    const std::uint32_t slab = *link;
     Slab& it = slabs_[slab];
-    (void)::madvise(base_ + slab * kSlabSize, kSlabSize, MADV_DONTNEED);
-    dirty_ = it.next;
+    Block& block = blocks_[slab / kBlockSlabs];
+    if (block.huge && kept < most_kept) {
+      ++kept;
+      link = &it.next;
+      continue;
+    }
+    if (block.huge) {
+      // Splits the page (madvise_free_huge_pmd() in mm/huge_memory.c): MADV_DONTNEED of a part
+      // only unmaps that part, and the kernel has it back when it is short of memory.
+      (void)::madvise(at(slab), kSlabSize, MADV_FREE);
+      block.huge = false;
+    }
+    (void)::madvise(at(slab), kSlabSize, MADV_DONTNEED);
+    *link = it.next;
     it.next = trimmed_;
     trimmed_ = slab;
     --memory_slabs_;
@@ -288,7 +417,8 @@ Bytes SlabArena::memory() const {
 
 Bytes SlabArena::metadata() const {
   const std::lock_guard guard(mutex_);
-  return Bytes(slabs_.size() * sizeof(Slab) + bit_words_ * sizeof(std::uint64_t));
+  return Bytes(slabs_.size() * sizeof(Slab) + blocks_.size() * sizeof(Block) +
+               bit_words_ * sizeof(std::uint64_t));
 }
 
 }  // namespace fileballoon

@@ -3,9 +3,16 @@
 // ones) above its objects, and at most one 64 KiB slab per class is partly filled as long as
 // nothing is freed; what frees leave behind is found by sparse_slab() and compacted by the
 // compressed store. Objects keep their address until freed. Thread-safe.
+//
+// A large arena takes memory in blocks of 32 slabs, each a huge page where the kernel has one
+// (transparent_hugepage/enabled: always or madvise): in a virtual machine without nested paging the
+// first touch of a small page takes as long as compressing one. Blocks that are empty go back
+// whole; of one that is not, empty slabs stay, for what comes next, while they are a small part of
+// the arena.
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -78,10 +85,12 @@ class SlabArena {
     }
   }
 
-  /// Returns the memory of empty slabs to the kernel.
+  /// Returns the memory of empty slabs to the kernel, but for some in huge pages: a 16th of what is
+  /// in use and a block.
   void trim();
 
-  /// Memory of slabs that hold objects or have not been trimmed since.
+  /// Memory of slabs that hold objects or have not been trimmed since, and of the huge pages that
+  /// they lie in.
   [[nodiscard]] Bytes memory() const;
   [[nodiscard]] Bytes limit() const { return Bytes(most_slabs_ * kSlabSize); }
   [[nodiscard]] Bytes metadata() const;
@@ -107,6 +116,24 @@ class SlabArena {
     } live;
   };
   static_assert(sizeof(Slab) == 24, "counts for every 64 KiB of content");
+  static constexpr std::uint32_t kBlockSlabs = 32;
+  // From 16 MiB on, of arenas of 64: a block is then at most an eighth of what there is.
+  static constexpr std::uint64_t kBlocksFrom = 256;
+  static constexpr std::uint64_t kBlocksFromLimit = 1024;
+  // A huge page that took so long had to be made free first: the next ones are not asked for.
+  static constexpr std::chrono::milliseconds kSlowBlock{20};
+  static constexpr unsigned kBlocksToSkip = 16;
+  struct Block {
+    std::uint32_t next = kNil;  // in the list of bare blocks
+    std::uint8_t empty = 0;     // slabs
+    bool huge = false;          // one page, as far as is known
+    bool bare = false;          // listed: nothing in it, nothing behind it
+  };
+  // Slabs behind which memory is to be put.
+  struct Bare {
+    std::uint32_t first = 0;
+    std::uint32_t slabs = 0;
+  };
   struct SizeClass {
     std::uint32_t size = 0;
     std::uint32_t per_slab = 0;
@@ -122,22 +149,35 @@ class SlabArena {
     return classes_[slab.size_class].per_slab <= 64 ? &slab.live.word : slab.live.words;
   }
   [[nodiscard]] std::uint8_t class_of(std::size_t size) const;
-  [[nodiscard]] std::optional<ObjectId> take(std::uint8_t size_class, bool& is_bare);
-  [[nodiscard]] std::uint32_t open_slab(std::uint8_t size_class, bool& is_bare);
+  [[nodiscard]] std::optional<ObjectId> take(std::uint8_t size_class, Bare& bare);
+  [[nodiscard]] std::uint32_t open_slab(std::uint8_t size_class, Bare& bare);
+  [[nodiscard]] std::uint32_t empty_slab(Bare& bare);
+  [[nodiscard]] bool open_block(Bare& bare);
+  void back(const Bare& bare);
+  [[nodiscard]] bool asks_for_huge_page();
+  [[nodiscard]] std::uint64_t return_blocks(std::uint32_t& list, bool has_memory);
+  void return_slabs(std::uint64_t most_kept);
+  [[nodiscard]] std::byte* at(std::uint32_t slab) const {
+    return base_ + std::size_t{slab} * kSlabSize;
+  }
   void close_empty(std::uint32_t slab);
   void link(std::uint32_t slab);
   void unlink(std::uint32_t slab);
 
-  std::byte* base_ = nullptr;
-  mutable std::mutex mutex_;  // innermost: nothing else is taken under it
+  std::byte* mapping_ = nullptr;
+  std::byte* base_ = nullptr;  // in it, at a huge page's boundary
+  mutable std::mutex mutex_;   // innermost: nothing else is taken under it
   std::vector<SizeClass> classes_;
   std::array<std::uint8_t, kMaxObject / 16 + 1> class_by_size_{};
   std::uint64_t most_slabs_ = 0;
   // Those that were ever used, so that an empty store takes next to nothing. Never moves: there is
   // room for all from the start, and an object's slab is read without the lock.
   std::vector<Slab> slabs_;
+  std::vector<Block> blocks_;     // of these slabs
   std::uint32_t dirty_ = kNil;    // empty, memory still there
   std::uint32_t trimmed_ = kNil;  // empty, memory returned
+  std::uint32_t bare_ = kNil;     // blocks
+  unsigned blocks_to_skip_ = 0;
   std::uint64_t memory_slabs_ = 0;
   std::uint64_t bit_words_ = 0;  // in arrays
   std::uint32_t births_ = 0;

@@ -17,7 +17,6 @@ class TierStore final : public PageStore {
 
   [[nodiscard]] StoreStatus put(std::span<PagePut> pages) override;
   [[nodiscard]] StoreStatus get(std::span<PageGet> pages) override;
-  [[nodiscard]] bool wants_cpus_awake() const override { return file_->wants_cpus_awake(); }
   void free(Slot slot) override;
   /// Spills from 7/8 of memory's limit down to 3/4, some slabs a call.
   void maintain(SlotOwner& owner) override;

@@ -51,18 +51,20 @@ class WaitChoice {
   }
 
  private:
-  // Moving, over some 16 reads; a read that took much longer than usual is another's doing.
+  // Of the first 16 reads, then moving; a read that took much longer than usual is another's doing.
   struct Mean {
     Duration value{};
+    int reads = 0;
     void add(Duration time) {
-      value += value.count() == 0 ? time : (std::min(time, 2 * value) - value) / 16;
+      reads = std::min(reads + 1, 16);
+      value += ((reads == 1 ? time : std::min(time, 2 * value)) - value) / reads;
     }
   };
 
   std::array<Mean, 2> mean_;                 // asleep, awake
   std::uint32_t in_row_ = kPeriod - kTrial;  // the first trial comes soon
-  bool preferred_ = true;
-  std::atomic<bool> awake_{true};
+  bool preferred_ = false;
+  std::atomic<bool> awake_{false};
 };
 
 }  // namespace fileballoon
