@@ -74,10 +74,10 @@ class Growth {
   /// Growth begins again this long after the last window of pressure.
   static constexpr std::chrono::seconds kPressurePause{1};
   /// Beside work, memory that lay free when the target rose is taken evenly (at most one batch
-  /// comes at once), at least so many pages a second (32 MiB), and all within this time: a policy
+  /// comes at once), at least so many pages a second (16 MiB), and all within this time: a policy
   /// gives the balloon 5 s by default before the host takes memory by force, which costs the guest
   /// more.
-  static constexpr std::uint64_t kPagesBesideWork = 8192;
+  static constexpr std::uint64_t kPagesBesideWork = 4096;
   static constexpr std::chrono::seconds kRise{4};
   /// Something besides the agent works that uses half a CPU; it counts for a second.
   static constexpr double kWorkingCpus = 0.5;

@@ -8,6 +8,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <array>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -61,6 +63,24 @@ TEST_F(StoreFiles, PagesComeBackFromAnUnnamedFile) {
     ASSERT_TRUE(pages.same);
   }
   EXPECT_TRUE(std::filesystem::is_empty(directory_));
+}
+
+// Readers wait in both ways, one after the other, and say in which: the engine waits accordingly.
+TEST_F(StoreFiles, SaysWhetherItSleptForTheDisk) {
+  const auto store = open(directory_, Bytes::mib(32));
+  Pages pages = Pages::random(64);
+  ASSERT_EQ(store->put(pages.puts), StoreStatus::ok);
+  PageBuffer back(1);
+  std::array<int, 2> reads{};
+  for (std::uint32_t i = 0; i < 2 * WaitChoice::kPeriod; ++i) {
+    const PagePut& put = pages.puts[i % 64];
+    PageGet get{put.key, put.slot, back.page(0)};
+    ASSERT_EQ(store->get({&get, 1}), StoreStatus::ok);
+    ASSERT_EQ(std::memcmp(back.page(0), put.data, kPageSize), 0);
+    ++reads.at(get.slept ? 1 : 0);
+  }
+  EXPECT_GE(reads[0], static_cast<int>(WaitChoice::kTrial));
+  EXPECT_GE(reads[1], static_cast<int>(WaitChoice::kTrial));
 }
 
 TEST_F(StoreFiles, ManyPagesAtOnceInAnyOrder) {

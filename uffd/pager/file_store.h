@@ -66,7 +66,7 @@ class FileStore final : public PageStore {
   std::vector<Write> writes_;
   std::vector<iovec> iovecs_;
 
-  std::mutex read_mutex_;  // innermost; readers of scattered pages only
+  std::mutex read_mutex_;  // innermost; for the two below, but for what asks how to wait
   Uring read_ring_;
   WaitChoice wait_;
 

@@ -2,8 +2,8 @@
 // looks for the completion again and again, and so do the other readers, so that no CPU has to be
 // woken, which in a virtual machine can take as long as half a read. Asleep, CPUs are left to who
 // serves the disk, which in a virtual machine that shares its CPUs with its disk's emulation is
-// worth more. Most reads wait in the way that was quicker lately; now and then some wait in the
-// other. One thread at a time, but for awake().
+// worth more. Most reads wait in the way that was quicker lately, at first asleep; now and then
+// some wait in the other. One thread at a time, but for awake().
 #pragma once
 
 #include <algorithm>
