@@ -30,11 +30,14 @@ class KeeperTest : public ::testing::Test {
   }
   [[nodiscard]] std::string directory() const { return directory_; }
   [[nodiscard]] std::string socket() const { return directory_ + "/keeper.sock"; }
-  [[nodiscard]] faultd::FaultdClient::Options options() const {
+  /// With so much patience that a keeper which is only slow, in a sanitizer's build beside others,
+  /// is not replaced; less is for keepers that hang.
+  [[nodiscard]] faultd::FaultdClient::Options options(
+      std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
     faultd::FaultdClient::Options options;
     options.socket = socket();
     options.program = FILEBALLOON_FAULTD;
-    options.patience = std::chrono::milliseconds(500);
+    options.patience = patience;
     return options;
   }
   /// Its reaper may take a moment.
