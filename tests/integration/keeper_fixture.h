@@ -30,10 +30,12 @@ class KeeperTest : public ::testing::Test {
   }
   [[nodiscard]] std::string directory() const { return directory_; }
   [[nodiscard]] std::string socket() const { return directory_ + "/keeper.sock"; }
-  /// With so much patience that a keeper which is only slow, in a sanitizer's build beside others,
-  /// is not replaced; less is for keepers that hang.
+  /// A keeper that is only slow, in a sanitizer's build beside others, is not replaced.
+  static constexpr std::chrono::milliseconds kPatient{20'000};
+  /// For keepers that are to hang.
+  static constexpr std::chrono::milliseconds kImpatient{500};
   [[nodiscard]] faultd::FaultdClient::Options options(
-      std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
+      std::chrono::milliseconds patience = kPatient) const {
     faultd::FaultdClient::Options options;
     options.socket = socket();
     options.program = FILEBALLOON_FAULTD;

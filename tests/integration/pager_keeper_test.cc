@@ -32,8 +32,7 @@ class PagedVm : public fileballoon::testing::KeeperTest {
     return paging;
   }
   /// Half of the RAM paged out, by a daemon that lives on in `client_`.
-  void page_out_half(const PagingOptions& paging,
-                     std::chrono::milliseconds patience = std::chrono::seconds(20)) {
+  void page_out_half(const PagingOptions& paging, std::chrono::milliseconds patience = kPatient) {
     ASSERT_EQ(vmm_.ask("fill 0 16384"), "ok");
     ram_ = std::make_unique<GuestRam>(GuestRam::open(vmm_.pid()).value());
     client_ = FaultdClient::attach(*ram_, options(patience)).value();
@@ -132,7 +131,7 @@ TEST_F(PagedVm, AKeeperToldToLeaveBringsEverythingBackFirst) {
 }
 
 TEST_F(PagedVm, AKeeperThatHangsIsNotKilledWhileFramesArePagedOut) {
-  page_out_half(file_store(), std::chrono::milliseconds(500));
+  page_out_half(file_store(), kImpatient);
   ::kill(keeper_, SIGSTOP);
   vmm_.send("check 0 16384");  // the guest waits for its pages
   (void)client_->stats();      // a daemon notices, and sets it going again

@@ -99,6 +99,12 @@ class PagerTest : public ::testing::Test {
       testing::fill_compressible(memory_->page(page), seed * 1000003 + page);
     }
   }
+  [[nodiscard]] std::vector<std::uint64_t> shuffled_pages(unsigned seed) const {
+    std::vector<std::uint64_t> order(memory_->pages());
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));
+    return order;
+  }
   /// How many pages are not what fill() made them.
   std::uint64_t wrong_pages(std::uint64_t seed = 1) {
     PageBuffer expected(1);
@@ -245,11 +251,8 @@ TEST_F(PagerTest, SwapInStormOfAllFramesAtOnce) {
     std::vector<std::thread> threads;
     for (unsigned t = 0; t < 8; ++t) {
       threads.emplace_back([&, t] {
-        std::vector<std::uint64_t> order(memory_->pages());
-        std::iota(order.begin(), order.end(), 0);
-        std::shuffle(order.begin(), order.end(), std::mt19937_64(t));
         PageBuffer expected(1);
-        for (const std::uint64_t page : order) {
+        for (const std::uint64_t page : shuffled_pages(t)) {
           testing::fill_compressible(expected.page(0), 1000003 + page);
           wrong += std::memcmp(memory_->page(page), expected.page(0), kPageSize) == 0 ? 0 : 1;
         }
@@ -355,10 +358,7 @@ TEST_F(PagerTest, NoFaultIsForgottenWhileReadersSleepForTheirDisk) {
     std::vector<std::thread> threads;
     for (unsigned t = 0; t < 1U + static_cast<unsigned>(round) % 3; ++t) {
       threads.emplace_back([this, t] {
-        std::vector<std::uint64_t> order(memory_->pages());
-        std::iota(order.begin(), order.end(), 0);
-        std::shuffle(order.begin(), order.end(), std::mt19937_64(t));
-        for (const std::uint64_t page : order) {
+        for (const std::uint64_t page : shuffled_pages(t)) {
           (void)*reinterpret_cast<volatile std::uint64_t*>(memory_->page(page));
         }
       });

@@ -183,7 +183,7 @@ TEST_F(Faultd, AKeeperThatDiesIsReplacedAndTheKernelAnswersMeanwhile) {
 TEST_F(Faultd, AKeeperThatHangsIsKilledSoThatTheGuestGoesOn) {
   StandIn vmm;
   ASSERT_EQ(vmm.ask("zero 0 16384"), "ok");
-  Daemon daemon(vmm.pid(), options(std::chrono::milliseconds(500)));
+  Daemon daemon(vmm.pid(), options(kImpatient));
   ASSERT_EQ(daemon.discard_all().discarded, 16384U);
   const pid_t keeper = daemon.client->keeper();
   ::kill(keeper, SIGSTOP);
@@ -219,7 +219,7 @@ TEST_F(Faultd, AKeeperThatAcceptsNobodyIsAnErrorAtOnce) {
   EXPECT_THAT(DeflationWatch::connect(socket()).error().message, hangs);
   EXPECT_TRUE(is_kept(socket())) << "nobody else may discard that VM's RAM";
   const GuestRam ram = GuestRam::open(vmm.pid()).value();
-  const auto client = FaultdClient::attach(ram, options(std::chrono::milliseconds(500)));
+  const auto client = FaultdClient::attach(ram, options(kImpatient));
   ASSERT_TRUE(client.has_error());
   EXPECT_THAT(client.error().message, hangs);
   std::filesystem::remove(socket());
@@ -240,7 +240,7 @@ TEST_F(Faultd, WhereTheKernelAnswersRefaultsItOnlyGuardsDiscards) {
   StandIn vmm;
   ASSERT_EQ(vmm.ask("fill 0 16384"), "ok");
   ASSERT_EQ(vmm.ask("zero 0 8192"), "ok");
-  FaultdClient::Options kernel = options(std::chrono::milliseconds(500));
+  FaultdClient::Options kernel = options(kImpatient);
   kernel.refaults = RefaultMode::kernel;
   Daemon daemon(vmm.pid(), kernel);
   EXPECT_EQ(daemon.discard_all(), (DiscardOutcome{8192, 8192, 0, 8192}));

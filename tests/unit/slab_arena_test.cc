@@ -1,17 +1,15 @@
 // The memory of the compressed store: two objects in one place are two pages of a guest lost.
 #include "uffd/pager/slab_arena.h"
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstring>
 #include <random>
 #include <set>
 #include <vector>
 
-#include "fileballoon/unique_fd.h"
+#include "uffd/pager/pagemap.h"
 
 namespace fileballoon {
 namespace {
@@ -88,16 +86,15 @@ class LargeArena : public ::testing::Test {
     }
     return Bytes(slabs.size() * SlabArena::kSlabSize);
   }
-  /// What the kernel says that lies behind the arena (present, proc_pid_pagemap(5)).
+  /// What the kernel says that lies behind the arena.
   Bytes resident() const {
-    const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-    std::vector<std::uint64_t> entries(kLimit.whole_pages());
-    const auto start = reinterpret_cast<std::uintptr_t>(start_) / kPageSize;
-    EXPECT_EQ(
-        ::pread(pagemap.get(), entries.data(), entries.size() * 8, static_cast<off_t>(start * 8)),
-        static_cast<ssize_t>(entries.size() * 8));
-    return Bytes::pages(static_cast<std::uint64_t>(std::count_if(
-        entries.begin(), entries.end(), [](std::uint64_t entry) { return (entry >> 63) != 0; })));
+    Bytes sum;
+    const AddressRange all{reinterpret_cast<std::uintptr_t>(start_), kLimit};
+    EXPECT_TRUE(
+        Pagemap::open(::getpid())
+            .value()
+            .scan(all, Pagemap::Want::present, [&](AddressRange range) { sum += range.size; }));
+    return sum;
   }
 
   SlabArena arena_{kLimit};

@@ -7,18 +7,13 @@
 #include <system_error>
 
 namespace fileballoon {
-namespace {
-
-constexpr std::size_t kBlockSize = std::size_t{2} << 20;  // a huge page
-
-}  // namespace
 
 SlabArena::SlabArena(Bytes limit) {
   const std::uint64_t bytes =
       std::clamp<std::uint64_t>(limit.count(), kSlabSize, kMaxLimit.count());
   most_slabs_ = (bytes + kSlabSize - 1) / kSlabSize;
   slabs_.reserve(most_slabs_);
-  void* mapping = ::mmap(nullptr, most_slabs_ * kSlabSize + kBlockSize, PROT_READ | PROT_WRITE,
+  void* mapping = ::mmap(nullptr, mapped_size(), PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping == MAP_FAILED) {
     throw std::system_error(errno, std::generic_category(),
@@ -28,7 +23,7 @@ SlabArena::SlabArena(Bytes limit) {
   base_ = mapping_ + (kBlockSize - reinterpret_cast<std::uintptr_t>(mapping) % kBlockSize);
   // Huge pages where they are asked for, and none that come by themselves: they would put memory
   // behind slabs that were returned.
-  (void)::madvise(mapping_, most_slabs_ * kSlabSize + kBlockSize, MADV_NOHUGEPAGE);
+  (void)::madvise(mapping_, mapped_size(), MADV_NOHUGEPAGE);
 
   // Steps of 64 bytes while that wastes little of a slab's end; above, the sizes that divide a slab
   // into a whole number of objects.
@@ -56,7 +51,7 @@ SlabArena::~SlabArena() {
       delete[] slab.live.words;
     }
   }
-  ::munmap(mapping_, most_slabs_ * kSlabSize + kBlockSize);
+  ::munmap(mapping_, mapped_size());
 }
 
 std::uint8_t SlabArena::class_of(std::size_t size) const {

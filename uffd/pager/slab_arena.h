@@ -117,6 +117,8 @@ class SlabArena {
   };
   static_assert(sizeof(Slab) == 24, "counts for every 64 KiB of content");
   static constexpr std::uint32_t kBlockSlabs = 32;
+  static constexpr std::size_t kBlockSize = kBlockSlabs * kSlabSize;
+  static_assert(kBlockSize == std::size_t{2} << 20, "a huge page");
   // From 16 MiB on, of arenas of 64: a block is then at most an eighth of what there is.
   static constexpr std::uint64_t kBlocksFrom = 256;
   static constexpr std::uint64_t kBlocksFromLimit = 1024;
@@ -160,6 +162,8 @@ class SlabArena {
   [[nodiscard]] std::byte* at(std::uint32_t slab) const {
     return base_ + std::size_t{slab} * kSlabSize;
   }
+  /// With what is lost in front of the first huge page's boundary.
+  [[nodiscard]] std::size_t mapped_size() const { return most_slabs_ * kSlabSize + kBlockSize; }
   void close_empty(std::uint32_t slab);
   void link(std::uint32_t slab);
   void unlink(std::uint32_t slab);
