@@ -14,7 +14,7 @@ class BalloonfsDeflate : public BalloonfsTest {
   void start(const std::string& options, Bytes target) {
     host_.set_limits({target, Bytes(0)});
     ASSERT_TRUE(mount_.start(mount_.channel() + "," + options));
-    ASSERT_TRUE(holds(static_cast<long>(target.count()) - 2 * kMib)) << mount_.stats();
+    ASSERT_TRUE(holds(static_cast<long>(target.count()))) << mount_.stats();
   }
   [[nodiscard]] bool holds(long bytes) {
     return eventually([=, this] {
