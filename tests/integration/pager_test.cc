@@ -62,6 +62,7 @@ class PagerTest : public ::testing::Test {
   }
   void TearDown() override {
     service_.reset();
+    writer_.reset();
     engine_.reset();
     pager_.reset();
     memory_.reset();
@@ -121,16 +122,13 @@ class PagerTest : public ::testing::Test {
     while (first < end) {
       std::vector<std::uint64_t> batch(std::min<std::uint64_t>(PageWriter::kBatch, end - first));
       std::iota(batch.begin(), batch.end(), first);
-      const PageWriter::Outcome one = writer_->write(0, batch);
-      sum.stored += one.stored;
-      sum.zero += one.zero;
-      sum.raced += one.raced;
-      sum.rejected += one.rejected;
-      sum.status = one.status == StoreStatus::ok ? sum.status : one.status;
+      sum += writer_->write(0, batch);
       first += batch.size();
     }
+    sum += writer_->flush();
     return sum;
   }
+  void write_beside_page_out();
   Bytes footprint() const {
     struct stat status {};
     EXPECT_EQ(::fstat(memory_->fd(), &status), 0);
@@ -371,8 +369,7 @@ TEST_F(PagerTest, NoFaultIsForgottenWhileReadersSleepForTheirDisk) {
 }
 
 // Threads write to pages at the very moment they are paged out; every write is accounted for.
-TEST_F(PagerTest, NoWriteIsLostBesidePageOut) {
-  start(compressed(), Bytes::mib(8));
+void PagerTest::write_beside_page_out() {
   fill();
   std::atomic<bool> stop{false};
   constexpr unsigned kThreads = 3;
@@ -415,6 +412,39 @@ TEST_F(PagerTest, NoWriteIsLostBesidePageOut) {
   EXPECT_GT(raced, 0U) << "no write ever raced: the test has not tested anything";
   RecordProperty("paged_out", std::to_string(gone));
   RecordProperty("raced", std::to_string(raced));
+}
+
+TEST_F(PagerTest, NoWriteIsLostBesidePageOut) {
+  start(compressed(), Bytes::mib(8));
+  write_beside_page_out();
+}
+
+// With a batch under way while the next one is protected, and the one before it punched.
+TEST_F(PagerTest, NoWriteIsLostBesidePageOutToADisk) {
+  start(file(), Bytes::mib(8));
+  write_beside_page_out();
+}
+
+TEST_F(PagerTest, AWriteWhileTheDiskWorksKeepsThePageInMemory) {
+  start(file());
+  fill();
+  std::vector<std::uint64_t> batch(PageWriter::kBatch);
+  std::iota(batch.begin(), batch.end(), 0);
+  const PageWriter::Outcome none = writer_->write(0, batch);
+  EXPECT_EQ(none.stored + none.zero + none.raced, 0U) << "told before it was done";
+  EXPECT_EQ(writer_->under_way(), PageWriter::kBatch);
+  testing::fill_compressible(memory_->page(7), 1000003 * 5);
+  std::iota(batch.begin(), batch.end(), PageWriter::kBatch);
+  const PageWriter::Outcome first = writer_->write(0, batch);
+  EXPECT_EQ(first.stored, PageWriter::kBatch - 1);
+  EXPECT_EQ(first.raced, 1U);
+  EXPECT_EQ(writer_->flush().stored, PageWriter::kBatch);
+  EXPECT_EQ(writer_->under_way(), 0U);
+  PageBuffer expected(1);
+  testing::fill_compressible(expected.page(0), 1000003 * 5);
+  EXPECT_EQ(std::memcmp(memory_->page(7), expected.page(0), kPageSize), 0);
+  EXPECT_EQ(wrong_pages(), 1U) << "beside the page that was written anew";
+  EXPECT_TRUE(store_empties());
 }
 
 // Discards for the balloon and page-outs on the same frames at once.

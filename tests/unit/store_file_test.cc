@@ -65,6 +65,33 @@ TEST_F(StoreFiles, PagesComeBackFromAnUnnamedFile) {
   EXPECT_TRUE(std::filesystem::is_empty(directory_));
 }
 
+TEST_F(StoreFiles, ABatchIsThereWhenItIsFinishedAndWhoPutsNextWaitsForIt) {
+  const auto store = open(directory_, Bytes::mib(32));
+  Pages first = Pages::random(1000);
+  Pages second = Pages::compressible(1000);
+  ASSERT_TRUE(store->start(first.puts));
+  ASSERT_EQ(store->put(second.puts), StoreStatus::ok);
+  store->finish();
+  for (std::size_t i = 0; i < first.puts.size(); ++i) {
+    ASSERT_EQ(first.puts[i].status, StoreStatus::ok);
+    ASSERT_EQ(first.fetch(*store, i), StoreStatus::ok);
+    ASSERT_TRUE(first.same) << i;
+    ASSERT_EQ(second.fetch(*store, i), StoreStatus::ok);
+    ASSERT_TRUE(second.same) << i;
+  }
+  EXPECT_EQ(store->stats().pages, 2000U);
+}
+
+TEST_F(StoreFiles, ABatchThatHasNoRoomAtAllIsDoneAtOnce) {
+  const auto store = open(directory_, Bytes::mib(1));
+  Pages pages = Pages::random(256);
+  ASSERT_TRUE(store->start(pages.puts));
+  store->finish();
+  Pages more = Pages::random(10);
+  EXPECT_FALSE(store->start(more.puts));
+  EXPECT_EQ(more.puts[9].status, StoreStatus::full);
+}
+
 // Readers wait in both ways, one after the other, and say in which: the engine waits accordingly.
 TEST_F(StoreFiles, SaysWhetherItSleptForTheDisk) {
   const auto store = open(directory_, Bytes::mib(32));

@@ -50,7 +50,36 @@ std::uint64_t& FileStore::checksum(std::uint32_t slot) {
 }
 
 StoreStatus FileStore::put(std::span<PagePut> pages) {
+  if (start(pages)) {
+    finish();
+  }
+  for (const PagePut& page : pages) {
+    if (page.status != StoreStatus::ok) {
+      return page.status;
+    }
+  }
+  return StoreStatus::ok;
+}
+
+bool FileStore::start(std::span<PagePut> pages) {
   const std::lock_guard guard(put_mutex_);
+  wait_for_all();  // of another's batch
+  writing_ = take_slots(pages);
+  if (writing_.empty()) {
+    return false;
+  }
+  split(runs_);
+  submit_all();
+  return true;
+}
+
+void FileStore::finish() {
+  const std::lock_guard guard(put_mutex_);
+  wait_for_all();
+}
+
+/// The pages that have got slots, which are in runs_; the others have their status.
+std::span<PagePut> FileStore::take_slots(std::span<PagePut> pages) {
   runs_.clear();
   std::uint32_t taken = 0;
   {
@@ -85,7 +114,7 @@ StoreStatus FileStore::put(std::span<PagePut> pages) {
     for (PagePut& page : pages.first(taken)) {
       page.status = refused;
     }
-    return refused;
+    return {};
   }
   for (const SlotRun& run : runs_) {
     for (std::uint32_t block = run.first / kBlockSlots;
@@ -95,14 +124,7 @@ StoreStatus FileStore::put(std::span<PagePut> pages) {
       }
     }
   }
-  split(runs_);
-  write_all(pages.first(taken));
-  for (const PagePut& page : pages) {
-    if (page.status != StoreStatus::ok) {
-      return page.status;
-    }
-  }
-  return StoreStatus::ok;
+  return pages.first(taken);
 }
 
 void FileStore::split(std::span<const SlotRun> runs) {
@@ -118,46 +140,61 @@ void FileStore::split(std::span<const SlotRun> runs) {
   }
 }
 
-void FileStore::write_all(std::span<PagePut> pages) {
-  iovecs_.resize(pages.size());
-  io_uring* ring = write_ring_.get();
-  std::size_t submitted = 0;
-  std::size_t completed = 0;
-  while (completed < writes_.size()) {
-    while (submitted < writes_.size() && submitted - completed < write_ring_.entries()) {
-      const Write& write = writes_[submitted];
-      bool contiguous = true;
-      for (std::uint32_t i = 0; i < write.run.count; ++i) {
-        PagePut& page = pages[write.page + i];
-        // Checksummed before it is written: whatever goes wrong from here on is noticed.
-        checksum(write.run.first + i) = checksum64({page.data, kPageSize}, page.key);
-        iovecs_[write.page + i] = {const_cast<std::byte*>(page.data), kPageSize};
-        contiguous = contiguous && page.data == pages[write.page].data + i * kPageSize;
-      }
-      io_uring_sqe* sqe = io_uring_get_sqe(ring);
-      if (contiguous) {  // as a PageWriter's pages are, but for zero pages between them
-        io_uring_prep_write(sqe, file_.fd(), pages[write.page].data,
-                            static_cast<unsigned>(write.run.count * kPageSize),
-                            offset_of(write.run.first));
-      } else {
-        io_uring_prep_writev(sqe, file_.fd(), &iovecs_[write.page], write.run.count,
-                             offset_of(write.run.first));
-      }
-      sqe->user_data = submitted++;
-      // The disk works while the next checksums are computed.
-      (void)io_uring_submit(ring);
+// Waits only where there are more writes than the ring has entries.
+void FileStore::submit_all() {
+  iovecs_.resize(writing_.size());
+  submitted_ = completed_ = 0;
+  while (submitted_ < writes_.size()) {
+    if (submitted_ - completed_ == write_ring_.entries()) {
+      wait_for_some();
     }
-    io_uring_cqe* cqe = nullptr;
-    (void)io_uring_submit_and_wait(ring, 1);  // EINTR and EAGAIN: once more round
-    while (io_uring_peek_cqe(ring, &cqe) == 0) {
-      finish(writes_[cqe->user_data], cqe->res, pages);
-      io_uring_cqe_seen(ring, cqe);
-      ++completed;
-    }
+    submit(submitted_++);
   }
 }
 
-void FileStore::finish(const Write& write, int result, std::span<PagePut> pages) {
+void FileStore::submit(std::size_t number) {
+  const Write& write = writes_[number];
+  const std::span<PagePut> pages = writing_.subspan(write.page, write.run.count);
+  bool contiguous = true;
+  for (std::uint32_t i = 0; i < write.run.count; ++i) {
+    const PagePut& page = pages[i];
+    // Checksummed before it is written: whatever goes wrong from here on is noticed.
+    checksum(write.run.first + i) = checksum64({page.data, kPageSize}, page.key);
+    iovecs_[write.page + i] = {const_cast<std::byte*>(page.data), kPageSize};
+    contiguous = contiguous && page.data == pages[0].data + i * kPageSize;
+  }
+  io_uring_sqe* sqe = io_uring_get_sqe(write_ring_.get());
+  if (contiguous) {  // as a PageWriter's pages are, but for zero pages between them
+    io_uring_prep_write(sqe, file_.fd(), pages[0].data,
+                        static_cast<unsigned>(write.run.count * kPageSize),
+                        offset_of(write.run.first));
+  } else {
+    io_uring_prep_writev(sqe, file_.fd(), &iovecs_[write.page], write.run.count,
+                         offset_of(write.run.first));
+  }
+  sqe->user_data = number;
+  // The disk works while the next checksums are computed.
+  (void)io_uring_submit(write_ring_.get());
+}
+
+void FileStore::wait_for_some() {
+  io_uring* ring = write_ring_.get();
+  (void)io_uring_submit_and_wait(ring, 1);  // EINTR and EAGAIN: the caller comes back
+  io_uring_cqe* cqe = nullptr;
+  while (io_uring_peek_cqe(ring, &cqe) == 0) {
+    completed(writes_[cqe->user_data], cqe->res);
+    io_uring_cqe_seen(ring, cqe);
+    ++completed_;
+  }
+}
+
+void FileStore::wait_for_all() {
+  while (completed_ < submitted_) {
+    wait_for_some();
+  }
+}
+
+void FileStore::completed(const Write& write, int result) {
   const auto whole =
       static_cast<std::uint32_t>(result > 0 ? static_cast<std::uint64_t>(result) / kPageSize : 0);
   // A short write is what a full device or a limit in the middle of it looks like.
@@ -167,7 +204,7 @@ void FileStore::finish(const Write& write, int result, std::span<PagePut> pages)
   }
   const std::lock_guard guard(slots_mutex_);
   for (std::uint32_t i = 0; i < write.run.count; ++i) {
-    PagePut& page = pages[write.page + i];
+    PagePut& page = writing_[write.page + i];
     if (i < whole) {
       page.slot = Slot{write.run.first + i};
       page.status = StoreStatus::ok;

@@ -28,6 +28,8 @@ class FileStore final : public PageStore {
   FileStore(StoreFile file, std::shared_ptr<WriteBudget> budget);
 
   [[nodiscard]] StoreStatus put(std::span<PagePut> pages) override;
+  [[nodiscard]] bool start(std::span<PagePut> pages) override;
+  void finish() override;
   [[nodiscard]] StoreStatus get(std::span<PageGet> pages) override;
   void free(Slot slot) override;
   void maintain(SlotOwner& owner) override;
@@ -49,9 +51,13 @@ class FileStore final : public PageStore {
   };
 
   [[nodiscard]] std::uint64_t& checksum(std::uint32_t slot);
+  [[nodiscard]] std::span<PagePut> take_slots(std::span<PagePut> pages);
   void split(std::span<const SlotRun> runs);
-  void write_all(std::span<PagePut> pages);
-  void finish(const Write& write, int result, std::span<PagePut> pages);
+  void submit_all();
+  void submit(std::size_t number);
+  void wait_for_some();
+  void wait_for_all();
+  void completed(const Write& write, int result);
   [[nodiscard]] std::int64_t read_run(std::span<iovec> into, std::uint64_t offset, bool& slept);
   [[nodiscard]] std::int64_t read_awake(std::span<iovec> into, std::uint64_t offset);
   void read_all(std::span<PageGet> pages);
@@ -65,6 +71,9 @@ class FileStore final : public PageStore {
   std::vector<SlotRun> runs_;
   std::vector<Write> writes_;
   std::vector<iovec> iovecs_;
+  std::span<PagePut> writing_;  // what writes_ are of
+  std::size_t submitted_ = 0;   // of writes_
+  std::size_t completed_ = 0;
 
   std::mutex read_mutex_;  // innermost; for the two below, but for what asks how to wait
   Uring read_ring_;

@@ -98,6 +98,16 @@ class PageStore {
   /// against get() and free(); concurrent put() calls queue.
   [[nodiscard]] virtual StoreStatus put(std::span<PagePut> pages) = 0;
 
+  /// put() for a caller that has something else to do meanwhile: where the medium works by itself
+  /// it returns at once, true, and the slots and statuses are there after finish(); until then
+  /// `pages` and what they point to stay where and as they are. False: all is done, as by put().
+  /// One batch at a time: whoever puts next waits for it. For one thread.
+  [[nodiscard]] virtual bool start(std::span<PagePut> pages) {
+    (void)put(pages);  // each page has its status
+    return false;
+  }
+  virtual void finish() {}
+
   /// Fetches pages; the caller keeps each slot from being freed or moved meanwhile. Returns the
   /// first status that is not ok. Thread-safe, allocates nothing, never waits for a put().
   [[nodiscard]] virtual StoreStatus get(std::span<PageGet> pages) = 0;

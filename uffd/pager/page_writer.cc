@@ -4,21 +4,93 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <new>
+#include <utility>
+
 #include "uffd/zero_check.h"
 
 namespace fileballoon {
 
+PageWriter::Outcome& PageWriter::Outcome::operator+=(const Outcome& other) {
+  stored += other.stored;
+  zero += other.zero;
+  raced += other.raced;
+  rejected += other.rejected;
+  status = status == StoreStatus::ok ? other.status : status;
+  huge_page = huge_page ? huge_page : other.huge_page;
+  return *this;
+}
+
+PageWriter::Batch& PageWriter::free_batch() {
+  const bool first_is_busy = under_way_ != nullptr && under_way_ == batches_[0].get();
+  std::unique_ptr<Batch>& batch = batches_[first_is_busy ? 1 : 0];
+  if (!batch) {
+    batch = std::make_unique<Batch>();
+    batch->runs.reserve(kBatch);
+    batch->puts.reserve(kBatch);
+  }
+  return *batch;
+}
+
 PageWriter::Outcome PageWriter::write(std::uint32_t object, std::span<const std::uint64_t> pages) {
+  Batch& batch = free_batch();
+  batch.object = object;
+  batch.runs.clear();
+  batch.puts.clear();
+  if (pages.empty() || !guard(batch, pages)) {
+    return flush();
+  }
+  copy(batch);
+  // The disk has the next batch before this one's memory is punched.
+  Batch* before = std::exchange(under_way_, nullptr);
+  if (before != nullptr) {
+    pager_.store().finish();
+  }
+  const bool is_under_way = start(batch);
   Outcome outcome;
-  if (pages.empty()) {
-    return outcome;
+  if (before != nullptr) {
+    outcome = finish(*before);
   }
-  runs_.clear();
-  if (!guard(object, pages)) {
-    return outcome;
+  if (is_under_way) {
+    under_way_ = &batch;
+  } else {
+    outcome += finish(batch);
   }
-  store(object, outcome);
-  commit(object, outcome);
+  return outcome;
+}
+
+// Whether the store works on it now.
+bool PageWriter::start(Batch& batch) {
+  if (batch.puts.empty()) {
+    return false;
+  }
+  try {
+    return pager_.store().start(batch.puts);
+  } catch (const std::bad_alloc&) {
+    for (PagePut& put : batch.puts) {
+      put.status = StoreStatus::full;
+    }
+    return false;
+  }
+}
+
+PageWriter::Outcome PageWriter::flush() {
+  Batch* before = std::exchange(under_way_, nullptr);
+  if (before == nullptr) {
+    return {};
+  }
+  pager_.store().finish();
+  return finish(*before);
+}
+
+std::uint32_t PageWriter::under_way() const {
+  return under_way_ == nullptr ? 0 : under_way_->runs.back().at + under_way_->runs.back().count;
+}
+
+PageWriter::Outcome PageWriter::finish(Batch& batch) {
+  Outcome outcome;
+  note_fates(batch, outcome);
+  commit(batch, outcome);
   Pager::Counters& counters = pager_.counters();
   counters.paged_out.fetch_add(outcome.stored, std::memory_order_relaxed);
   counters.zero.fetch_add(outcome.zero, std::memory_order_relaxed);
@@ -29,6 +101,7 @@ PageWriter::Outcome PageWriter::write(std::uint32_t object, std::span<const std:
 
 void PageWriter::keep_zero(std::uint32_t object, std::vector<std::uint64_t>& pages) {
   const int fd = pager_.ram().objects()[object].fd;
+  Batch& looked_at = free_batch();
   std::size_t kept = 0;
   for (std::size_t i = 0; i < pages.size();) {
     Run run{pages[i], 0, 0};
@@ -36,11 +109,11 @@ void PageWriter::keep_zero(std::uint32_t object, std::vector<std::uint64_t>& pag
       ++run.count;
       ++i;
     }
-    if (!read(fd, run)) {
+    if (!read(fd, looked_at, run)) {
       continue;
     }
     for (std::uint32_t j = 0; j < run.count; ++j) {
-      if (is_zero(buffer_.page(j), kPageSize)) {
+      if (is_zero(looked_at.buffer.page(j), kPageSize)) {
         pages[kept++] = run.first + j;
       }
     }
@@ -49,26 +122,28 @@ void PageWriter::keep_zero(std::uint32_t object, std::vector<std::uint64_t>& pag
 }
 
 // Marks and write-protects, in runs.
-bool PageWriter::guard(std::uint32_t object, std::span<const std::uint64_t> pages) {
+bool PageWriter::guard(Batch& batch, std::span<const std::uint64_t> pages) {
   WatchedRam& ram = pager_.ram();
+  const std::uint32_t object = batch.object;
+  std::vector<Run>& runs = batch.runs;
   FrameMap& frames = ram.frames(object);
   const std::lock_guard lock(ram.locks().of(object, HostOffset(pages.front() * kPageSize)));
   if (ram.lost(object)) {
     return false;
   }
-  std::size_t batch = 0;
-  for (std::size_t i = 0; i < pages.size() && batch < kBatch; ++i) {
+  std::size_t marked = 0;
+  for (std::size_t i = 0; i < pages.size() && marked < kBatch; ++i) {
     if (!frames.change(pages[i], FrameState::backed, FrameState::guarded)) {
       continue;
     }
-    if (runs_.empty() || runs_.back().first + runs_.back().count != pages[i]) {
-      runs_.push_back({pages[i], 0, batch});
+    if (runs.empty() || runs.back().first + runs.back().count != pages[i]) {
+      runs.push_back({pages[i], 0, marked});
     }
-    ++runs_.back().count;
-    ++batch;
+    ++runs.back().count;
+    ++marked;
   }
   bool armed = true;
-  for (const Run& run : runs_) {
+  for (const Run& run : runs) {
     Bytes covered;
     const HostRange range{HostOffset(run.first * kPageSize), Bytes::pages(run.count)};
     ram.for_each_place(object, range, [&](const WatchedRam::Region& region, AddressRange where) {
@@ -85,92 +160,92 @@ bool PageWriter::guard(std::uint32_t object, std::span<const std::uint64_t> page
     armed = armed && covered >= range.size;
   }
   if (!armed) {
-    for (const Run& run : runs_) {
+    for (const Run& run : runs) {
       let_go(object, run.first, run.count, Marks::taken);
       frames.set(run.first, run.count, FrameState::backed);
     }
   }
-  return armed && !runs_.empty();
+  return armed && !runs.empty();
 }
 
 // Through the descriptor: a mapping of ours would fault on every page, keep the access tracker from
 // unmapping it (it wants pages mapped once), and back holes by looking at them.
-bool PageWriter::read(int fd, const Run& run) {
+bool PageWriter::read(int fd, Batch& batch, const Run& run) {
   const std::size_t length = run.count * kPageSize;
-  return ::pread(fd, buffer_.page(run.at), length, static_cast<off_t>(run.first * kPageSize)) ==
-         static_cast<ssize_t>(length);
+  return ::pread(fd, batch.buffer.page(run.at), length,
+                 static_cast<off_t>(run.first * kPageSize)) == static_cast<ssize_t>(length);
 }
 
-void PageWriter::store(std::uint32_t object, Outcome& outcome) {
-  const int fd = pager_.ram().objects()[object].fd;
-  puts_.clear();
-  for (const Run& run : runs_) {
-    const bool good = read(fd, run);
+// The pages, and of those that are to be stored, what the store is to do.
+void PageWriter::copy(Batch& batch) {
+  const int fd = pager_.ram().objects()[batch.object].fd;
+  for (const Run& run : batch.runs) {
+    const bool good = read(fd, batch, run);
     for (std::uint32_t i = 0; i < run.count; ++i) {
       const std::size_t at = run.at + i;
-      fate_[at] = Fate::keep;
+      batch.fate[at] = Fate::keep;
       if (!good) {
         continue;
       }
-      if (is_zero(buffer_.page(at), kPageSize)) {
-        fate_[at] = Fate::zero;
+      if (is_zero(batch.buffer.page(at), kPageSize)) {
+        batch.fate[at] = Fate::zero;
         continue;
       }
-      puts_.push_back({pager_.key_of(object, run.first + i), buffer_.page(at)});
-      // Where the batch index is found again after put().
-      slot_[puts_.size() - 1] = Slot{static_cast<std::uint32_t>(at)};
+      batch.at[batch.puts.size()] = static_cast<std::uint16_t>(at);
+      batch.puts.push_back({pager_.key_of(batch.object, run.first + i), batch.buffer.page(at)});
     }
   }
-  if (puts_.empty()) {
-    return;
-  }
-  (void)pager_.store().put(puts_);  // each page has its status
-  const std::array<Slot, kBatch> index = slot_;
-  for (std::size_t i = 0; i < puts_.size(); ++i) {
-    const std::size_t at = index[i].value;
-    switch (puts_[i].status) {
+}
+
+// What the store has done.
+void PageWriter::note_fates(Batch& batch, Outcome& outcome) {
+  for (std::size_t i = 0; i < batch.puts.size(); ++i) {
+    const std::size_t at = batch.at[i];
+    switch (batch.puts[i].status) {
       case StoreStatus::ok:
-        fate_[at] = Fate::stored;
-        slot_[at] = puts_[i].slot;
+        batch.fate[at] = Fate::stored;
+        batch.slot[at] = batch.puts[i].slot;
         break;
       case StoreStatus::rejected:
-        fate_[at] = Fate::rejected;
+        batch.fate[at] = Fate::rejected;
         ++outcome.rejected;
         break;
       default:
-        outcome.status = puts_[i].status;
+        outcome.status = batch.puts[i].status;
         break;
     }
   }
 }
 
-void PageWriter::commit(std::uint32_t object, Outcome& outcome) {
+void PageWriter::commit(Batch& batch, Outcome& outcome) {
   WatchedRam& ram = pager_.ram();
+  const std::uint32_t object = batch.object;
   FrameMap& frames = ram.frames(object);
-  const std::lock_guard lock(ram.locks().of(object, HostOffset(runs_.front().first * kPageSize)));
-  for (const Run& run : runs_) {
+  const std::lock_guard lock(
+      ram.locks().of(object, HostOffset(batch.runs.front().first * kPageSize)));
+  for (const Run& run : batch.runs) {
     for (std::uint32_t i = 0; i < run.count;) {
       const std::uint64_t page = run.first + i;
       const std::size_t at = run.at + i;
       const bool guarded = frames.state(page) == FrameState::guarded;
-      if (guarded && ready_to_go(object, page, at)) {
+      if (guarded && ready_to_go(batch, page, at)) {
         // As many as go together, with one punch.
         std::uint32_t count = 1;
         while (i + count < run.count && frames.state(page + count) == FrameState::guarded &&
-               ready_to_go(object, page + count, at + count)) {
+               ready_to_go(batch, page + count, at + count)) {
           ++count;
         }
-        commit_run(object, {page, count, at}, outcome);
+        commit_run(batch, {page, count, at}, outcome);
         i += count;
         continue;
       }
-      if (fate_[at] == Fate::stored) {
-        drop(at);
+      if (batch.fate[at] == Fate::stored) {
+        drop(batch, at);
       }
       if (guarded) {
         let_go(object, page, 1, Marks::taken);
         frames.set(page, 1, FrameState::backed);
-        if (fate_[at] == Fate::rejected) {
+        if (batch.fate[at] == Fate::rejected) {
           pager_.ages(object).set(page, 0);
         }
       } else {
@@ -182,16 +257,18 @@ void PageWriter::commit(std::uint32_t object, Outcome& outcome) {
 }
 
 // In the book before it is gone from memory: what cannot be entered stays where it is.
-bool PageWriter::ready_to_go(std::uint32_t object, std::uint64_t page, std::size_t at) {
-  if (fate_[at] == Fate::stored && !pager_.enter(pager_.key_of(object, page), slot_[at])) {
-    drop(at);
-    fate_[at] = Fate::keep;
+bool PageWriter::ready_to_go(Batch& batch, std::uint64_t page, std::size_t at) {
+  if (batch.fate[at] == Fate::stored &&
+      !pager_.enter(pager_.key_of(batch.object, page), batch.slot[at])) {
+    drop(batch, at);
+    batch.fate[at] = Fate::keep;
   }
-  return goes(fate_[at]);
+  return goes(batch.fate[at]);
 }
 
-void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outcome) {
+void PageWriter::commit_run(Batch& batch, const Run& run, Outcome& outcome) {
   WatchedRam& ram = pager_.ram();
+  const std::uint32_t object = batch.object;
   FrameMap& frames = ram.frames(object);
   const int fd = ram.objects()[object].fd;
   const HostRange range{HostOffset(run.first * kPageSize), Bytes::pages(run.count)};
@@ -201,23 +278,26 @@ void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outco
   // The punch's result is not the proof: inside a huge page that does not split it returns 0,
   // zeroes the page and frees nothing.
   const bool any_left = backed_pages(fd, range) > 0;
+  bool is_huge = false;
   for (std::uint32_t i = 0; i < run.count; ++i) {
     const std::uint64_t page = run.first + i;
     const std::size_t at = run.at + i;
+    const Fate fate = batch.fate[at];
     const bool left =
         any_left && backed_pages(fd, {HostOffset(page * kPageSize), Bytes::pages(1)}) > 0;
     if (!left) {
-      frames.set(page, 1, fate_[at] == Fate::zero ? FrameState::absent : FrameState::paged);
-      ++(fate_[at] == Fate::zero ? outcome.zero : outcome.stored);
+      frames.set(page, 1, fate == Fate::zero ? FrameState::absent : FrameState::paged);
+      ++(fate == Fate::zero ? outcome.zero : outcome.stored);
       continue;
     }
     // Put back from our copy, before anybody can look: readers of the page wait for our lock only
     // where it is a hole, which is why create() refuses memory with huge pages.
-    outcome.huge_page = true;
-    const bool back = ::pwrite(fd, buffer_.page(at), kPageSize,
+    is_huge = true;
+    outcome.huge_page = {object, page};
+    const bool back = ::pwrite(fd, batch.buffer.page(at), kPageSize,
                                static_cast<off_t>(page * kPageSize)) == kPageSize;
-    if (fate_[at] == Fate::zero || back) {
-      if (fate_[at] == Fate::stored) {
+    if (fate == Fate::zero || back) {
+      if (fate == Fate::stored) {
         pager_.withdraw(pager_.key_of(object, page));
       }
       frames.set(page, 1, FrameState::backed);
@@ -231,7 +311,7 @@ void PageWriter::commit_run(std::uint32_t object, const Run& run, Outcome& outco
   // Holes keep their write-protection markers, which UFFDIO_COPY and UFFDIO_ZEROPAGE fill like
   // empty entries (pte_none_mostly(), Linux 5.19): taking them away would be another walk and
   // another TLB flush.
-  let_go(object, run.first, run.count, outcome.huge_page ? Marks::taken : Marks::left);
+  let_go(object, run.first, run.count, is_huge ? Marks::taken : Marks::left);
 }
 
 void PageWriter::let_go(std::uint32_t object, std::uint64_t first, std::uint64_t count,
@@ -244,6 +324,6 @@ void PageWriter::let_go(std::uint32_t object, std::uint64_t first, std::uint64_t
   });
 }
 
-void PageWriter::drop(std::size_t at) { pager_.store().free(slot_[at]); }
+void PageWriter::drop(const Batch& batch, std::size_t at) { pager_.store().free(batch.slot[at]); }
 
 }  // namespace fileballoon

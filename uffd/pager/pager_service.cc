@@ -215,6 +215,8 @@ void PagerService::run() {
       wake_.wait_for(lock, is_close ? kCeilingTick : kTick);
     }
   }
+  lock.unlock();
+  (void)writer_.flush();  // nothing is, but for a step that ran out of memory
 }
 
 void PagerService::step(std::unique_lock<std::mutex>& lock) {
@@ -321,7 +323,10 @@ PagerService::State PagerService::make_room(std::uint64_t wanted, Pace pace) {
   const PagerStats before = pager_.stats();
   const bool is_any = Clock::now() < take_any_until_;
   set_thread_niceness(pace == Pace::hurry ? kNiceInAHurry : kNice);
-  const State state = is_any ? take_any(wanted) : turn_clock(wanted, pace);
+  Want want{wanted};
+  State state = is_any ? take_any(want) : turn_clock(want, pace);
+  end_batch(want);
+  state = want.stopped ? State::stopped : state;
   set_thread_niceness(kNice);
   const PagerStats after = pager_.stats();
   const bool made_room = after.paged_out > before.paged_out || after.zero_pages > before.zero_pages;
@@ -348,11 +353,11 @@ void PagerService::see_what_came_back() {
 }
 
 // A clock with two hands (ClockHands). Ends where it has to wait, so that a new ceiling is heard.
-PagerService::State PagerService::turn_clock(std::uint64_t wanted, Pace pace) {
+PagerService::State PagerService::turn_clock(Want& want, Pace pace) {
   show(State::paging_out);
-  while (wanted > 0 && !interrupt_) {
+  while (goes_on(want)) {
     const auto now = Clock::now();
-    const ClockHands::Move move = hands_.next(wanted, now);
+    const ClockHands::Move move = hands_.next(left(want), now);
     if (move == ClockHands::Move::wait && pace == Pace::hurry) {
       hands_.starved(now);
     }
@@ -381,20 +386,22 @@ PagerService::State PagerService::turn_clock(std::uint64_t wanted, Pace pace) {
       }
       continue;
     }
-    const bool is_part = batch_.pages.size() > wanted;
+    const bool is_part = batch_.pages.size() > left(want);
     if (is_part) {
-      batch_.pages.resize(wanted);
+      batch_.pages.resize(left(want));
       hands_.put_back(looked);
+      end_batch(want);
     }
     if (pace == Pace::calm) {
       yield_to_faults();
     }
-    const std::uint64_t before = wanted;
-    if (!write_batch(wanted)) {
-      return State::stopped;
-    }
-    if (is_part && wanted == before) {
-      break;  // nothing of it can go now; it is the next one still
+    const std::uint64_t before = want.pages;
+    write_batch(want);
+    if (is_part) {
+      end_batch(want);
+      if (want.pages == before) {
+        break;  // nothing of it can go now; it is the next one still
+      }
     }
   }
   return State::looking;
@@ -414,15 +421,15 @@ int PagerService::look_at_next() {
 }
 
 // Where everything is in use.
-PagerService::State PagerService::take_any(std::uint64_t wanted) {
+PagerService::State PagerService::take_any(Want& want) {
   show(State::paging_out);
-  for (std::uint64_t i = 0; i < cold_.pieces() && wanted > 0 && !interrupt_; ++i) {
+  for (std::uint64_t i = 0; i < cold_.pieces() && goes_on(want); ++i) {
     cold_.collect(cold_.at(cold_.turn()), 0, batch_);
-    if (batch_.pages.size() > wanted) {
-      batch_.pages.resize(wanted);
+    if (batch_.pages.size() > left(want)) {
+      batch_.pages.resize(left(want));
     }
-    if (!batch_.pages.empty() && !write_batch(wanted)) {
-      return State::stopped;
+    if (!batch_.pages.empty()) {
+      write_batch(want);
     }
   }
   return State::looking;
@@ -430,17 +437,17 @@ PagerService::State PagerService::take_any(std::uint64_t wanted) {
 
 PagerService::State PagerService::page_out(Bytes excess) {
   show(State::paging_out);
-  std::uint64_t wanted = (excess.count() + kPageSize - 1) / kPageSize;
-  if (cold_.start(wanted, options_.min_age) == 0) {
+  Want want{(excess.count() + kPageSize - 1) / kPageSize};
+  if (cold_.start(want.pages, options_.min_age) == 0) {
     return State::looking;
   }
   // Zero pages first: they cost no room and no compression, and come back for nothing.
   for (const bool zero_only : {true, false}) {
     cold_.rewind();
-    while (wanted > 0 && !interrupt_) {
+    while (goes_on(want)) {
       yield_to_faults();
       const std::uint64_t limit =
-          zero_only ? PageWriter::kBatch : std::min<std::uint64_t>(PageWriter::kBatch, wanted);
+          zero_only ? PageWriter::kBatch : std::min<std::uint64_t>(PageWriter::kBatch, left(want));
       cold_.next(limit, batch_);
       if (batch_.pages.empty()) {
         break;
@@ -448,12 +455,11 @@ PagerService::State PagerService::page_out(Bytes excess) {
       if (zero_only) {
         writer_.keep_zero(batch_.object, batch_.pages);
       }
-      if (!write_batch(wanted)) {
-        return State::stopped;
-      }
+      write_batch(want);
     }
   }
-  return wanted == 0 ? State::idle : State::looking;
+  end_batch(want);
+  return want.stopped ? State::stopped : want.pages == 0 ? State::idle : State::looking;
 }
 
 PagerService::State PagerService::page_in(Bytes limit) {
@@ -488,28 +494,41 @@ void PagerService::yield_to_faults() {
   }
 }
 
-bool PagerService::write_batch(std::uint64_t& wanted) {
-  const PageWriter::Outcome outcome = writer_.write(batch_.object, batch_.pages);
-  wanted -= std::min<std::uint64_t>(wanted, outcome.stored + outcome.zero);
-  if (outcome.huge_page) {
-    pager_.events().post(
-        {PagerEvent::Kind::huge_page, StoreStatus::ok, batch_.object, batch_.pages.front()});
-    stop_for(StoreStatus::io_error);
-    return false;
+std::uint64_t PagerService::left(const Want& want) const {
+  return want.pages - std::min<std::uint64_t>(want.pages, writer_.under_way());
+}
+
+bool PagerService::goes_on(Want& want) {
+  if (left(want) == 0) {
+    end_batch(want);
   }
-  if (outcome.status != StoreStatus::ok) {
+  return want.pages > 0 && !want.stopped && !interrupt_;
+}
+
+void PagerService::write_batch(Want& want) {
+  account(writer_.write(batch_.object, batch_.pages), want);
+}
+
+void PagerService::end_batch(Want& want) { account(writer_.flush(), want); }
+
+void PagerService::account(const PageWriter::Outcome& outcome, Want& want) {
+  want.pages -= std::min<std::uint64_t>(want.pages, outcome.stored + outcome.zero);
+  if (outcome.huge_page) {
+    pager_.events().post({PagerEvent::Kind::huge_page, StoreStatus::ok, outcome.huge_page->object,
+                          outcome.huge_page->page});
+    stop_for(StoreStatus::io_error);
+    want.stopped = true;
+  } else if (outcome.status != StoreStatus::ok) {
     pager_.store().maintain(pager_);  // spilling or compacting may make room
     stop_for(outcome.status);
-    return false;
-  }
-  if (outcome.stored > 0) {
+    want.stopped = true;
+  } else if (outcome.stored > 0 && !want.stopped) {
     const std::lock_guard guard(mutex_);
     if (stop_reason_ != StoreStatus::ok) {
       stop_reason_ = StoreStatus::ok;
       pager_.events().post({PagerEvent::Kind::resumed});
     }
   }
-  return true;
 }
 
 void PagerService::stop_for(StoreStatus why) {

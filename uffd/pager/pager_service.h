@@ -85,6 +85,12 @@ class PagerService {
  private:
   using Clock = std::chrono::steady_clock;
 
+  // What has to go.
+  struct Want {
+    std::uint64_t pages = 0;
+    bool stopped = false;  ///< page-out has to stop
+  };
+
   void run();
   void step(std::unique_lock<std::mutex>& lock);
   [[nodiscard]] State page_out(Bytes excess);
@@ -92,8 +98,8 @@ class PagerService {
   [[nodiscard]] State blind(int error);
   enum class Pace { calm, hurry };
   [[nodiscard]] State make_room(std::uint64_t wanted, Pace pace);
-  [[nodiscard]] State turn_clock(std::uint64_t wanted, Pace pace);
-  [[nodiscard]] State take_any(std::uint64_t wanted);
+  [[nodiscard]] State turn_clock(Want& want, Pace pace);
+  [[nodiscard]] State take_any(Want& want);
   [[nodiscard]] int look_at_next();
   void see_what_came_back();
   void show(State state);
@@ -102,8 +108,15 @@ class PagerService {
   [[nodiscard]] bool has_room(const std::optional<Bytes>& ceiling) const;
   [[nodiscard]] bool look_for_growth(Bytes taken, Clock::time_point now);
   [[nodiscard]] State page_in(Bytes limit);
-  /// Writes `batch_`; false if page-out has to stop, and `wanted` less what went.
-  [[nodiscard]] bool write_batch(std::uint64_t& wanted);
+  /// Beside what is under way.
+  [[nodiscard]] std::uint64_t left(const Want& want) const;
+  /// Whether to go on. Where what is under way would do, its end says.
+  [[nodiscard]] bool goes_on(Want& want);
+  /// Writes `batch_`; accounts for it, or for the one before it (PageWriter::write()).
+  void write_batch(Want& want);
+  /// Accounts for the one that is under way.
+  void end_batch(Want& want);
+  void account(const PageWriter::Outcome& outcome, Want& want);
   void yield_to_faults();
   [[nodiscard]] bool faults_wait() const;
   [[nodiscard]] Bytes footprint() const;
