@@ -2,26 +2,21 @@
 
 #include <sched.h>
 
+#include <algorithm>
+
 namespace fileballoon {
 
-bool CpuSpread::is_taken(int cpu, std::size_t by_others_than) const {
-  for (std::size_t i = 0; i < members_.size(); ++i) {
-    if (i != by_others_than && members_[i].cpu.load(std::memory_order_relaxed) == cpu) {
-      return true;
-    }
-  }
-  return false;
+bool CpuSpread::is_on(int cpu, std::size_t first_members) const {
+  return std::any_of(
+      members_.begin(), members_.begin() + static_cast<std::ptrdiff_t>(first_members),
+      [&](const Member& member) { return member.cpu.load(std::memory_order_relaxed) == cpu; });
 }
 
 void CpuSpread::look(std::size_t number, Clock::time_point now) {
   Member& self = members_[number];
   const int cpu = ::sched_getcpu();
   self.cpu.store(cpu, std::memory_order_relaxed);
-  bool is_crowded = false;
-  for (std::size_t i = 0; i < number; ++i) {
-    is_crowded = is_crowded || members_[i].cpu.load(std::memory_order_relaxed) == cpu;
-  }
-  if (!is_crowded || now < self.moved + kRest) {
+  if (!is_on(cpu, number) || now < self.moved + kRest) {
     return;
   }
   self.moved = now;
@@ -32,7 +27,7 @@ void CpuSpread::look(std::size_t number, Clock::time_point now) {
   }
   for (int step = 1; step < CPU_SETSIZE; ++step) {  // the nearest first: it shares most caches
     const int other = (cpu + step) % CPU_SETSIZE;
-    if (!CPU_ISSET(other, &usable) || is_taken(other, number)) {
+    if (!CPU_ISSET(other, &usable) || is_on(other, members_.size())) {
       continue;
     }
     cpu_set_t only;

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace fileballoon {
@@ -36,7 +37,8 @@ class CpuSpread {
     Clock::time_point moved{};  // or tried to
   };
 
-  [[nodiscard]] bool is_taken(int cpu, std::size_t by_others_than) const;
+  /// Whether one of the first members is.
+  [[nodiscard]] bool is_on(int cpu, std::size_t first_members) const;
 
   std::vector<Member> members_;
   std::atomic<std::uint64_t> moves_{0};

@@ -286,7 +286,7 @@ void FaultEngine::Reader::give_way(Clock::time_point now) {
   const auto after = Clock::now();
   crowded_.gave_way(after - now, after);
   is_fresh_ = after - now > kRan;
-  engine_.spread_->look(number_, after);
+  engine_.spread_.look(number_, after);
 }
 
 // A thread that runs on this CPU until it faults is answered and woken here best: no CPU has to be
@@ -348,7 +348,7 @@ bool FaultEngine::Reader::has_messages() { return ::poll(polled_.data() + 1, own
 // are scarce or where who answers sleeps for its disk.
 void FaultEngine::Reader::sleep(bool for_own) {
   bump(counters_.sleeps);
-  engine_.spread_->rest(number_);
+  engine_.spread_.rest(number_);
   for (std::size_t i = 0; i < shards_.size(); ++i) {
     if (i < own_ && engine_.waits_asleep_.load(std::memory_order_relaxed)) {
       // Where another reader has it still, asleep, poll(2) would tell of messages that cannot be
@@ -661,7 +661,8 @@ FaultEngine::FaultEngine(WatchedRam& ram, Options options, PageSource* source)
       options_(options),
       source_(source),
       stop_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      deflation_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+      deflation_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      spread_(ram.shards().size()) {  // at most a reader each
   if (!stop_.valid() || !deflation_.valid()) {
     throw std::system_error(errno, std::generic_category(), "eventfd for the fault engine");
   }
@@ -671,7 +672,6 @@ FaultEngine::FaultEngine(WatchedRam& ram, Options options, PageSource* source)
   }
   const unsigned wanted =
       options.readers != 0 ? std::min(options.readers, shards) : std::min(shards, usable_cpus());
-  spread_ = std::make_unique<CpuSpread>(wanted);
   for (unsigned i = 0; i < wanted; ++i) {
     std::vector<std::uint32_t> mine;
     for (unsigned shard = i; shard < shards; shard += wanted) {

@@ -139,7 +139,7 @@ class FaultEngine {
   std::atomic<bool> waits_asleep_{false};  // who answered last slept for a disk meanwhile
   // Who answered the last message, if it had just been given its CPU back.
   std::atomic<const Reader*> at_hand_{nullptr};
-  std::unique_ptr<CpuSpread> spread_;  // of the readers
+  CpuSpread spread_;  // of the readers
   std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<std::unique_ptr<Reader>> readers_;
 };
