@@ -15,6 +15,7 @@
 #include "uffd/crowded_cpus.h"
 #include "uffd/prompt_thread.h"
 #include "uffd/range_filler.h"
+#include "uffd/spin_length.h"
 
 namespace fileballoon {
 namespace {
@@ -114,9 +115,8 @@ class FaultEngine::Reader {
         number_(number),
         shards_(own),
         own_(own.size()),
-        filler_(engine.ram_, engine.options_.resolver, engine.source_) {
-    max_spin_ = usable_cpus() > 1 ? engine.options_.max_spin : std::chrono::microseconds(0);
-    spin_ = max_spin_;
+        filler_(engine.ram_, engine.options_.resolver, engine.source_),
+        spin_(usable_cpus() > 1 ? engine.options_.max_spin : std::chrono::microseconds(0)) {
     for (std::uint32_t shard = 0; shard < engine.ram_.shards().size(); ++shard) {
       if (std::find(own.begin(), own.end(), shard) == own.end()) {
         shards_.push_back(shard);
@@ -197,8 +197,7 @@ class FaultEngine::Reader {
   std::vector<std::uint32_t> shards_;  // all; first its own, looked at whenever it looks
   std::size_t own_;                    // how many are
   RangeFiller filler_;
-  std::chrono::microseconds max_spin_;
-  std::chrono::microseconds spin_;
+  SpinLength spin_;
   std::vector<pollfd> polled_;  // the end, then as in shards_
   CrowdedCpus crowded_{kCrowded};
   bool is_fresh_ = true;  // somebody may have run on this CPU until a moment ago
@@ -250,13 +249,8 @@ void FaultEngine::Reader::run() {
     sleep(crowded_.at(now) || engine_.waits_asleep_.load(std::memory_order_relaxed));
     is_fresh_ = true;
     active = Clock::now();
-    // As with the kernel's halt polling: a wake-up soon after going to sleep says that a longer
-    // spin would have caught it; a long sleep says that spinning was for nothing.
-    if (active - now < max_spin_) {
-      spin_ = std::min(max_spin_, std::max(spin_ * 2, std::chrono::microseconds(10)));
-    } else {
-      spin_ /= 2;
-    }
+    spin_.slept(now, active,
+                Clock::time_point(engine_.last_active_.load(std::memory_order_relaxed)));
   }
 }
 
@@ -265,7 +259,7 @@ void FaultEngine::Reader::run() {
 // otherwise takes an interrupt to that CPU (5 us instead of 21 for a single refault in a virtual
 // machine).
 bool FaultEngine::Reader::spins(Clock::time_point now, Clock::time_point active) const {
-  if (spin_.count() == 0 || crowded_.at(now) ||
+  if (spin_.length().count() == 0 || crowded_.at(now) ||
       engine_.waits_asleep_.load(std::memory_order_relaxed)) {
     return false;
   }
@@ -276,7 +270,7 @@ bool FaultEngine::Reader::spins(Clock::time_point now, Clock::time_point active)
     // is kept awake for it.
     return idle < kLongestAnswer;
   }
-  return idle < spin_;
+  return idle < spin_.length();
 }
 
 // Also lets the answered thread have this very CPU (p99 9 us, 107 without), where no other reader
