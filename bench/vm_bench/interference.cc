@@ -41,8 +41,9 @@ constexpr double kWatchSeconds = 20;
 struct Slice {
   double rate = 0;
   double p99_us = 0;
-  double guest_wait = 0;  ///< share of the time in which the loop waited for a CPU of the guest
-  double host_wait = 0;   ///< how many threads of QEMU waited for a CPU of the host, on average
+  double guest_wait = 0;   ///< share of the time in which the loop waited for a CPU of the guest
+  double host_wait = 0;    ///< how many threads of QEMU waited for a CPU of the host, on average
+  double tlb_flushes = 0;  ///< by the emulator, a second
 };
 
 struct Slices {
@@ -50,11 +51,13 @@ struct Slices {
   std::vector<double> p99_us;
   std::vector<double> guest_waits;
   std::vector<double> host_waits;
+  std::vector<double> tlb_flushes;
   void add(const Slice& slice) {
     rates.push_back(slice.rate);
     p99_us.push_back(slice.p99_us);
     guest_waits.push_back(slice.guest_wait);
     host_waits.push_back(slice.host_wait);
+    tlb_flushes.push_back(slice.tlb_flushes);
   }
 };
 
@@ -113,9 +116,9 @@ class Interference final : public Scenario {
     return {"none", "fileballoon", "fileballoon-uffd", "virtio-balloon"};
   }
   std::vector<std::string> variants(const std::string& mode) const override {
-    if (mode == "none") return {"anonymous", "file", "switches"};
-    if (mode.starts_with("fileballoon")) return {"anonymous", "file", "steady"};
-    return {"anonymous", "file"};
+    if (mode == "none") return {"anonymous", "stream", "file", "switches"};
+    if (mode.starts_with("fileballoon")) return {"anonymous", "stream", "file", "steady"};
+    return {"anonymous", "stream", "file"};
   }
   Row measure(const std::string& mode, const std::string& variant,
               const Settings& settings) override;
@@ -126,13 +129,16 @@ class Interference final : public Scenario {
   std::unique_ptr<StaircaseDisk> disk_;
 };
 
-void start_loop(vmkit::Vm& vm, const std::string& name, bool file) {
-  vm.guest().call(
-      "loop", {{"name", name}, {"path", file ? "/mnt/disk/hot" : ""}, {"size", kLoopSize.count()}});
+void start_loop(vmkit::Vm& vm, const std::string& name, const std::string& variant) {
+  const std::string over = variant == "file"     ? "/mnt/disk/hot"
+                           : variant == "stream" ? "stream"
+                                                 : "random pages";
+  vm.guest().call("loop", {{"name", name}, {"over", over}, {"size", kLoopSize.count()}});
 }
 
 Slice run_slice(vmkit::Vm& vm, Mode& mode, Mover* mover, double length = kSliceSeconds) {
   const double waited_before = waited_for_cpu_seconds(vm.pid());
+  const std::uint64_t flushes_before = emulator_tlb_flushes(vm);
   const auto begin = Clock::now();
   const auto ticket = vm.guest().start("loop-for", {{"name", "work"}, {"seconds", length}});
   std::optional<vmkit::GuestClient::Object> answer;
@@ -150,13 +156,14 @@ Slice run_slice(vmkit::Vm& vm, Mode& mode, Mover* mover, double length = kSliceS
   return {answer->at("operations").to_number<double>() / seconds,
           answer->at("p99_us").to_number<double>(),
           answer->at("waited_s").to_number<double>() / seconds,
-          (waited_for_cpu_seconds(vm.pid()) - waited_before) / passed};
+          (waited_for_cpu_seconds(vm.pid()) - waited_before) / passed,
+          static_cast<double>(emulator_tlb_flushes(vm) - flushes_before) / passed};
 }
 
 Row Interference::moving(const Stage& stage, const std::string& variant, const Settings& settings) {
   vmkit::Vm& vm = *stage.vm;
   const bool only_switches = variant == "switches";
-  start_loop(vm, "work", variant == "file");
+  start_loop(vm, "work", variant);
   Switchers switchers(vm);
   if (!only_switches) switchers.start();
   Mover mover(*stage.mode, std::min(settings.balloon, kRise));
@@ -198,6 +205,8 @@ Row Interference::moving(const Stage& stage, const std::string& variant, const S
   row["moving_guest_wait"] = median(moved.guest_waits);
   row["quiet_host_wait"] = median(quiet.host_waits);
   row["moving_host_wait"] = median(moved.host_waits);
+  row["quiet_tlb_flushes_per_s"] = median(quiet.tlb_flushes);
+  row["moving_tlb_flushes_per_s"] = median(moved.tlb_flushes);
   row["rises"] = mover.rises();
   row["moved_mib_per_s"] = mover.moved().as_mib() / moving_s;
   row["evicted_per_inflated"] = nullptr;
@@ -207,8 +216,8 @@ Row Interference::moving(const Stage& stage, const std::string& variant, const S
 Row Interference::steady(const Stage& stage, const Settings& settings) {
   vmkit::Vm& vm = *stage.vm;
   Mode& mode = *stage.mode;
-  start_loop(vm, "work", false);
-  start_loop(vm, "files", true);
+  start_loop(vm, "work", "anonymous");
+  start_loop(vm, "files", "file");
   // The loops run all the time: files that nobody reads while the balloon fills are cold cache, and
   // reading them again is no steady state.
   const double whole = std::chrono::duration<double>(kFillTime).count() + kWatchSeconds;

@@ -4,6 +4,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <sstream>
+#include <string>
 #include <system_error>
 
 namespace fileballoon::bench {
@@ -36,6 +38,22 @@ GuestCost GuestCost::now(vmkit::Vm& vm) {
 GuestCost GuestCost::operator-(const GuestCost& earlier) const {
   return {cpu_s - earlier.cpu_s, disk_read_mib - earlier.disk_read_mib,
           refaulted_pages - earlier.refaulted_pages};
+}
+
+std::uint64_t emulator_tlb_flushes(vmkit::Vm& vm) {
+  const auto text = vm.qmp().human("info jit");
+  if (!text) return 0;
+  // "TLB full flushes    3", "TLB partial flushes 12": of all of a CPU's TLBs at once, and of one.
+  std::istringstream words(text.value());
+  std::string word;
+  std::uint64_t sum = 0;
+  for (std::string before; words >> word; before = word) {
+    std::uint64_t count = 0;
+    if (word == "flushes" && (before == "full" || before == "partial") && words >> count) {
+      sum += count;
+    }
+  }
+  return sum;
 }
 
 double waited_for_cpu_seconds(pid_t pid) {

@@ -33,6 +33,11 @@ struct GuestCost {
   [[nodiscard]] GuestCost operator-(const GuestCost& earlier) const;
 };
 
+/// How often the emulator has emptied a TLB that it keeps in software (QEMU's "info jit"; it has
+/// one for each way of access), all CPUs of the guest together since it began; 0 where nothing is
+/// emulated.
+[[nodiscard]] std::uint64_t emulator_tlb_flushes(vmkit::Vm& vm);
+
 /// For how long threads of that process were ready to run and had no CPU of the host, all together,
 /// seconds since they began; 0 where the kernel does not count it.
 [[nodiscard]] double waited_for_cpu_seconds(pid_t pid);

@@ -68,18 +68,36 @@ void run_loops(TaskPort& port, const std::function<void(std::uint64_t)>& operati
   }
 }
 
-}  // namespace
-
-void loop_over_memory(TaskPort& port, std::uint64_t size) {
+// Private, and each page written to once.
+std::uint64_t* touched_memory(std::uint64_t size) {
   void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
   auto* words = static_cast<std::uint64_t*>(memory);
+  for (std::uint64_t page = 0; page < size / kPage; ++page) words[page * kWordsPerPage] = page;
+  return words;
+}
+
+}  // namespace
+
+void loop_over_memory(TaskPort& port, std::uint64_t size) {
+  auto* words = touched_memory(size);
   const std::uint64_t pages = size / kPage;
-  for (std::uint64_t page = 0; page < pages; ++page) words[page * kWordsPerPage] = page;
   run_loops(port, [=](std::uint64_t random) {
     for (std::uint64_t i = 0; i < kPagesPerOperation; ++i) {
       ++words[(random * 48271 + i * 7919) % pages * kWordsPerPage];
     }
+  });
+}
+
+void stream_over_memory(TaskPort& port, std::uint64_t size) {
+  auto* words = touched_memory(size);
+  constexpr std::uint64_t kWords = kPagesPerOperation * kWordsPerPage;
+  const std::uint64_t places = size / kPage / kPagesPerOperation;
+  std::uint64_t place = 0;
+  run_loops(port, [=](std::uint64_t random) mutable {
+    std::uint64_t* from = words + place * kWords;
+    std::for_each(from, from + kWords, [=](std::uint64_t& word) { word += random; });
+    place = (place + 1) % places;
   });
 }
 

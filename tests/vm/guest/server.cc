@@ -228,10 +228,16 @@ bool Server::handle_task(std::int64_t id, const std::string& verb, const Object&
                          number_or(request, "seed", 1)};
     start_task(id, name, [=](TaskPort& port) { run_job(port, shape); });
   } else if (verb == "loop") {
-    const std::string path = text_of(request, "path");
+    const std::string over = text_of(request, "over");
     const std::uint64_t size = number_of(request, "size");
     start_task(id, name, [=](TaskPort& port) {
-      path.empty() ? loop_over_memory(port, size) : loop_over_file(port, path, size);
+      if (over == "random pages") {
+        loop_over_memory(port, size);
+      } else if (over == "stream") {
+        stream_over_memory(port, size);
+      } else {
+        loop_over_file(port, over, size);
+      }
     });
   } else if (verb == "loop-for") {
     const auto job = jobs_.find(name);
