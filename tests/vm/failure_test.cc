@@ -105,7 +105,7 @@ TEST_F(Failure, KilledQemuIsForgottenAndItsMemoryFreed) {
       return std::filesystem::read_symlink(entry.path(), gone).string().starts_with("/memfd:");
     });
   };
-  // A discard that is under way ends first, in a thread of its own.
+  // The daemon's list forgets a VM before its coroutines have ended, with which its memory goes.
   EXPECT_TRUE(wait_for("the daemon holds no memory of it", [&] { return !holds_memory(); }));
   // And goes on with others, under the same name too.
   vmkit::Vm& second = boot();
