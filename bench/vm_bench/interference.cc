@@ -11,7 +11,10 @@
 #include <chrono>
 #include <memory>
 #include <optional>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "bench/median.h"
 #include "bench/vm_bench/disk_image.h"
@@ -46,20 +49,14 @@ struct Slice {
   double tlb_flushes = 0;  ///< by the emulator, a second
 };
 
-struct Slices {
-  std::vector<double> rates;
-  std::vector<double> p99_us;
-  std::vector<double> guest_waits;
-  std::vector<double> host_waits;
-  std::vector<double> tlb_flushes;
-  void add(const Slice& slice) {
-    rates.push_back(slice.rate);
-    p99_us.push_back(slice.p99_us);
-    guest_waits.push_back(slice.guest_wait);
-    host_waits.push_back(slice.host_wait);
-    tlb_flushes.push_back(slice.tlb_flushes);
-  }
-};
+using Slices = std::vector<Slice>;
+
+/// What each slice had of it.
+std::vector<double> each(const Slices& slices, double Slice::*what) {
+  std::vector<double> values;
+  for (const Slice& slice : slices) values.push_back(slice.*what);
+  return values;
+}
 
 /// Makes each CPU of the guest leave its address space and come back, a hundred times a second.
 ///
@@ -170,43 +167,44 @@ Row Interference::moving(const Stage& stage, const std::string& variant, const S
   Slices quiet;
   Slices moved;
   (void)run_slice(vm, *stage.mode, nullptr, kCalmSeconds);
-  quiet.add(run_slice(vm, *stage.mode, nullptr));
+  quiet.push_back(run_slice(vm, *stage.mode, nullptr));
   double moving_s = 0;
   for (int i = 0; i < kDisturbed; ++i) {
     const auto begin = Clock::now();
     if (only_switches) switchers.start();
     mover.begin();
-    moved.add(run_slice(vm, *stage.mode, &mover));
+    moved.push_back(run_slice(vm, *stage.mode, &mover));
     moving_s += std::chrono::duration<double>(Clock::now() - begin).count();
     mover.end();
     if (only_switches) switchers.stop();
     (void)run_slice(vm, *stage.mode, nullptr, kCalmSeconds);
-    quiet.add(run_slice(vm, *stage.mode, nullptr));
+    quiet.push_back(run_slice(vm, *stage.mode, nullptr));
   }
-  const auto ratios = [](const std::vector<double>& between, const std::vector<double>& around) {
+  const auto ratios = [&](double Slice::*what) {
     std::vector<double> all;
-    for (std::size_t i = 0; i < between.size(); ++i) {
-      all.push_back(between[i] / ((around[i] + around[i + 1]) / 2));
+    for (std::size_t i = 0; i < moved.size(); ++i) {
+      all.push_back(moved[i].*what / ((quiet[i].*what + quiet[i + 1].*what) / 2));
     }
     return all;
   };
-  const std::vector<double> rates = ratios(moved.rates, quiet.rates);
+  const std::vector<double> rates = ratios(&Slice::rate);
+  const std::vector<double> quiet_rates = each(quiet, &Slice::rate);
   Row row;
   row["throughput_ratio"] = median(rates);
   row["lowest_ratio"] = *std::min_element(rates.begin(), rates.end());
-  row["p99_ratio"] = median(ratios(moved.p99_us, quiet.p99_us));
-  row["quiet_ops_per_s"] = median(quiet.rates);
-  row["quiet_least_ops_per_s"] = *std::min_element(quiet.rates.begin(), quiet.rates.end());
-  row["quiet_most_ops_per_s"] = *std::max_element(quiet.rates.begin(), quiet.rates.end());
-  row["moving_ops_per_s"] = median(moved.rates);
-  row["quiet_p99_us"] = median(quiet.p99_us);
-  row["moving_p99_us"] = median(moved.p99_us);
-  row["quiet_guest_wait"] = median(quiet.guest_waits);
-  row["moving_guest_wait"] = median(moved.guest_waits);
-  row["quiet_host_wait"] = median(quiet.host_waits);
-  row["moving_host_wait"] = median(moved.host_waits);
-  row["quiet_tlb_flushes_per_s"] = median(quiet.tlb_flushes);
-  row["moving_tlb_flushes_per_s"] = median(moved.tlb_flushes);
+  row["p99_ratio"] = median(ratios(&Slice::p99_us));
+  row["quiet_least_ops_per_s"] = *std::min_element(quiet_rates.begin(), quiet_rates.end());
+  row["quiet_most_ops_per_s"] = *std::max_element(quiet_rates.begin(), quiet_rates.end());
+  const std::pair<const char*, double Slice::*> medians[] = {
+      {"ops_per_s", &Slice::rate},
+      {"p99_us", &Slice::p99_us},
+      {"guest_wait", &Slice::guest_wait},
+      {"host_wait", &Slice::host_wait},
+      {"tlb_flushes_per_s", &Slice::tlb_flushes}};
+  for (const auto& [name, what] : medians) {
+    row[std::string("quiet_") + name] = median(each(quiet, what));
+    row[std::string("moving_") + name] = median(each(moved, what));
+  }
   row["rises"] = mover.rises();
   row["moved_mib_per_s"] = mover.moved().as_mib() / moving_s;
   row["evicted_per_inflated"] = nullptr;

@@ -3,10 +3,9 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include <algorithm>
-#include <filesystem>
 #include <thread>
 
+#include "tests/open_files.h"
 #include "tests/vm/fixture.h"
 
 namespace fileballoon {
@@ -94,19 +93,13 @@ TEST_F(Failure, KilledQemuIsForgottenAndItsMemoryFreed) {
   boot_with_balloon();
   daemon().set_target(kName, Bytes::mib(200));
   ASSERT_TRUE(wait_inflated(Bytes::mib(200)));
+  EXPECT_TRUE(has_open(daemon().process().pid(), "/memfd:"));
   vm().qemu().signal(SIGKILL);
   EXPECT_TRUE(
       wait_for("the daemon has noticed", [&] { return daemon().call("list").as_array().empty(); }));
-  const std::string fds = "/proc/" + std::to_string(daemon().process().pid()) + "/fd";
-  const auto holds_memory = [&] {
-    const std::filesystem::directory_iterator open(fds);
-    return std::any_of(begin(open), end(open), [](const auto& entry) {
-      std::error_code gone;
-      return std::filesystem::read_symlink(entry.path(), gone).string().starts_with("/memfd:");
-    });
-  };
   // The daemon's list forgets a VM before its coroutines have ended, with which its memory goes.
-  EXPECT_TRUE(wait_for("the daemon holds no memory of it", [&] { return !holds_memory(); }));
+  EXPECT_TRUE(wait_for("the daemon holds no memory of it",
+                       [&] { return !has_open(daemon().process().pid(), "/memfd:"); }));
   // And goes on with others, under the same name too.
   vmkit::Vm& second = boot();
   daemon().attach(kName, second);
